@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+// Linear-time construction of the packed CSR that every graph kernel walks.
+//
+// Packed CSR: one int32 buffer [V, R | indptr (V+1) | src (E) | rel (E) | eid (E)]. Rows are destinations; inside a row
+// edges are ordered by (source, relation, position in the user's list), eid is that position. One buffer keeps the
+// per-call argument count, and so the call overhead, low.
+#pragma once
+
+#include <cstdint>
+
+#include "core/types.h"
+
+namespace il {
+
+constexpr int64_t kCsrHeader = 2;
+
+inline int64_t packed_csr_length(int64_t num_nodes, int64_t num_edges) {
+  return kCsrHeader + num_nodes + 1 + 3 * num_edges;
+}
+
+// False when the buffer is not a packed CSR.
+bool unpack_csr(const int32_t* packed, int64_t length, CsrView* out);
+
+// Position of the first id outside [0, limit), or -1.
+int64_t first_out_of_range(const int64_t* ids, int64_t n, int64_t limit);
+
+// Three stable counting sorts (relation, source, destination): O(E + V + R).
+void build_csr(int32_t* out, const int64_t* src, const int64_t* dst, const int64_t* rel, int64_t num_edges,
+               int64_t num_nodes, int64_t num_relations);
+
+// Removes edges with drop[eid] != 0 and renumbers eid to the remaining list. `out` has room for `kept` edges.
+void drop_edges(int32_t* out, const CsrView& csr, const uint8_t* drop, int64_t kept);
+
+}  // namespace il

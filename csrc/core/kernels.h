@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+// The table of CPU kernels. A new kernel is one line in IL_CPU_KERNELS; every instruction set then has to define
+// il::<isa>::<name>, and callers reach the chosen one through kernels().<name>.
+#pragma once
+
+#include "cpu/relational_spmm.h"
+
+#define IL_CPU_KERNELS(X)                                            \
+  X(relational_spmm, (const RelationalSpmm& args))                   \
+  X(relational_spmm_backward, (const RelationalSpmmBackward& args))
+
+namespace il {
+
+#define IL_DECLARE(name, params) void name params;
+namespace baseline { IL_CPU_KERNELS(IL_DECLARE) }
+namespace avx2 { IL_CPU_KERNELS(IL_DECLARE) }
+namespace avx512 { IL_CPU_KERNELS(IL_DECLARE) }
+#undef IL_DECLARE
+
+struct KernelTable {
+#define IL_FIELD(name, params) void(*name) params;
+  IL_CPU_KERNELS(IL_FIELD)
+#undef IL_FIELD
+  const char* isa;
+};
+
+// Chosen once, on first use: the best set this CPU runs, lowered (never raised) by INNERLOOP_CPU.
+const KernelTable& kernels();
+
+// Comma-separated names of the sets this build holds and this CPU runs, lowest first.
+const char* available_isas();
+
+}  // namespace il

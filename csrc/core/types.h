@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+// Plain data shared by the bindings and the kernels. No functions: kernel files include this once per instruction
+// set, and an inline function here would be one symbol for all of them.
+#pragma once
+
+#include <cstdint>
+
+namespace il {
+
+enum class DType : int {
+  kFloat32 = 0,
+  kFloat64 = 1,
+  kBFloat16 = 2,
+  kFloat16 = 3,
+  kInt32 = 4,
+  kInt64 = 5,
+  kBool = 6,
+  kUInt8 = 7,
+};
+
+// Views of the packed CSR buffer [V, R | indptr (V+1) | src (E) | rel (E) | eid (E)], see core/graph.h.
+struct CsrView {
+  const int32_t* indptr;  // [V + 1]
+  const int32_t* src;     // [E]
+  const int32_t* rel;     // [E]
+  const int32_t* eid;     // [E]
+  int64_t num_nodes;
+  int64_t num_relations;
+  int64_t num_edges;
+};
+
+}  // namespace il

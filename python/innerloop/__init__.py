@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiled inner loops of published methods as drop-in PyTorch ops.
+
+Names are loaded on first use, so importing the package costs milliseconds and never needs a GPU.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from . import compat, data, nn, ops, reference
+    from .graph import RelGraph
+    from .ops.relational_spmm import relational_spmm
+    from .system import cpu_isa, cpu_isas, has_cuda_kernels
+
+# name -> module that defines it; a module name alone maps to itself.
+_EXPORTS = {
+    "RelGraph": ".graph",
+    "relational_spmm": ".ops.relational_spmm",
+    "cpu_isa": ".system",
+    "cpu_isas": ".system",
+    "has_cuda_kernels": ".system",
+}
+_MODULES = ("compat", "data", "nn", "ops", "recipes", "reference")
+
+__all__ = [
+    "RelGraph",
+    "__version__",
+    "compat",
+    "cpu_isa",
+    "cpu_isas",
+    "data",
+    "has_cuda_kernels",
+    "nn",
+    "ops",
+    "reference",
+    "relational_spmm",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        value = getattr(importlib.import_module(_EXPORTS[name], __name__), name)
+        globals()[name] = value
+        return value
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

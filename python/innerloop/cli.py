@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ``innerloop`` command: ``innerloop nbfnet fit|evaluate ...`` and ``innerloop doctor``."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+_USAGE = """\
+usage: innerloop COMMAND ...
+
+  innerloop nbfnet fit            train NBFNet on an embedded data set and report the test split
+  innerloop nbfnet fit --help     its settings
+  innerloop nbfnet evaluate CKPT  rank the test split with a trained model
+  innerloop doctor                which implementation each operator takes on this machine, and why
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command line; returns the exit status."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    command = arguments[0] if arguments else "--help"
+    if command in ("-h", "--help"):
+        print(_USAGE, end="")
+        return 0
+    if command == "doctor":
+        from innerloop import doctor
+
+        return doctor.main(arguments[1:]) or 0
+    if command == "nbfnet":
+        return _nbfnet(arguments[1:])
+    print(f"innerloop: unknown command {command!r}\n\n{_USAGE}", end="", file=sys.stderr)
+    return 2
+
+
+def _nbfnet(arguments: list[str]) -> int:
+    from innerloop.recipes._memory import keep_freed_memory
+
+    keep_freed_memory()  # before torch makes its first tensor
+    try:
+        import pytorch_lightning  # noqa: F401
+        from jsonargparse import auto_cli
+    except ModuleNotFoundError as error:
+        print(
+            f'innerloop: {error.name} is missing; install it with: pip install "innerloop[train]"',
+            file=sys.stderr,
+        )
+        return 1
+
+    from innerloop.recipes.nbfnet import evaluate, fit
+    from innerloop.recipes.nbfnet.module import Interrupted
+
+    # --batch-size and --batch_size are the same option.
+    for i, word in enumerate(arguments):
+        if word.startswith("--"):
+            name, equals, value = word.partition("=")
+            arguments[i] = "--" + name[2:].replace("-", "_") + equals + value
+    try:
+        auto_cli(
+            {"fit": fit, "evaluate": evaluate},
+            args=arguments or ["--help"],
+            prog="innerloop nbfnet",
+        )
+    except Interrupted as stop:
+        print(f"innerloop: {stop}: --resume auto", file=sys.stderr)
+        return 130
+    except (FileNotFoundError, ValueError) as error:
+        if not _is_ours(error):
+            raise
+        print(f"innerloop: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether this package raised the error: its message is meant for the user."""
+    return Path(traceback.extract_tb(error.__traceback__)[-1].filename).is_relative_to(
+        Path(__file__).parent
+    )

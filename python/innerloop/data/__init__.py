@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data set readers and the small data sets that ship with the package."""
+
+from innerloop.data.kg import (
+    KnowledgeGraph,
+    Split,
+    find_dataset,
+    load_embedded,
+    read_kg,
+    read_triples,
+)
+
+__all__ = [
+    "KnowledgeGraph",
+    "Split",
+    "find_dataset",
+    "load_embedded",
+    "read_kg",
+    "read_triples",
+]

@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Neural Bellman-Ford Networks (Zhu et al., NeurIPS 2021): the layer and the link-prediction model.
+
+Parameter names and layouts are those of the official code, so its checkpoints keep their meaning:
+`linear` reads [h_prev (d) | update], where for PNA update = features ⊗ scalers, features channel-major and
+statistic-minor ([mean, max, min, std]), the product feature-major and scaler-minor.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..graph import RelGraph
+from ..ops.relational_spmm import MULS, SUMS, relational_spmm
+
+__all__ = ["GeneralizedRelationalConv", "NBFNet", "pna_scalers"]
+
+_MESSAGES = {"distmult": "mul", "transe": "add", "rotate": "rotate", "min": "min", "and": "and"}
+_ACTIVATIONS = {"relu": F.relu, "none": lambda x: x}
+
+
+def pna_scalers(graph: RelGraph, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Degree scalers of PNA as NBFNet uses them: (V, 3) with columns [1, s, 1 / max(s, 0.01)].
+
+    s = log(deg + 1) / mean over nodes of log(deg + 1), deg the in-degree in the given (edge-dropped) graph. On a
+    graph without edges, where the official code divides 0 by 0, s = 0.
+    """
+    log_degree = (graph.in_degree + 1).log()
+    mean = log_degree.mean() if graph.num_nodes else log_degree.sum()
+    s = log_degree / torch.where(mean > 0, mean, torch.ones_like(mean))
+    return torch.stack([torch.ones_like(s), s, 1 / s.clamp(min=0.01)], dim=-1).to(dtype)
+
+
+class GeneralizedRelationalConv(nn.Module):
+    """One generalized Bellman-Ford layer: message, aggregate, combine.
+
+    h'(v) = act(LayerNorm(W [h(v), ⊕ over in-edges (x, r, v) of h(x) ⊗ w_q(r), ⊕ boundary(v)] + b))
+
+    Args:
+        input_dim: d, channels of the input.
+        output_dim: channels of the output.
+        num_relations: relations of the graph, inverses included (2R).
+        query_dim: channels of the query.
+        message: "distmult", "transe" or "rotate"; also "min" and "and".
+        aggregate: "sum", "mean", "max", "min", "logsumexp", "or" or "pna".
+        layer_norm: normalise before the activation.
+        activation: "relu" or "none".
+        dependent: every query has its own relation table, a linear map of the query; else one embedding for all.
+
+    Shapes:
+        input (V, B, input_dim), query (B, query_dim), boundary (V, B, input_dim), edge_weight (E,) or None;
+        returns (V, B, output_dim).
+
+    Raises:
+        ValueError: unknown `message`, `aggregate` or `activation`, or "rotate" with an odd `input_dim`.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        output_dim: int,
+        num_relations: int,
+        query_dim: int,
+        message: str = "distmult",
+        aggregate: str = "pna",
+        layer_norm: bool = False,
+        activation: str = "relu",
+        dependent: bool = True,
+    ) -> None:
+        super().__init__()
+        for name, value, known in (
+            ("message", message, _MESSAGES),
+            ("aggregate", aggregate, SUMS),
+            ("activation", activation, _ACTIVATIONS),
+        ):
+            if value not in known:
+                raise ValueError(
+                    f"GeneralizedRelationalConv: {name} is {value!r}, expected one of {', '.join(known)}"
+                )
+        if message == "rotate" and input_dim % 2:
+            raise ValueError(
+                f"GeneralizedRelationalConv: input_dim is {input_dim}, expected an even number for message='rotate'"
+            )
+        self.input_dim, self.output_dim = input_dim, output_dim
+        self.num_relations, self.query_dim = num_relations, query_dim
+        self.message, self.aggregate, self.activation = message, aggregate, activation
+        self.dependent = dependent
+        self.layer_norm = nn.LayerNorm(output_dim) if layer_norm else None
+        self.linear = nn.Linear(input_dim * (13 if aggregate == "pna" else 2), output_dim)
+        if dependent:
+            self.relation_linear = nn.Linear(query_dim, num_relations * input_dim)
+        else:
+            self.relation = nn.Embedding(num_relations, input_dim)
+
+    def relation_table(self, query: Tensor) -> Tensor:
+        """Edge representations w_q: (2R, B, d) when dependent on the query, else (2R, d)."""
+        if not self.dependent:
+            return self.relation.weight
+        table = self.relation_linear(query)
+        return table.view(len(query), self.num_relations, self.input_dim).transpose(0, 1)
+
+    def forward(
+        self,
+        graph: RelGraph,
+        input: Tensor,
+        query: Tensor,
+        boundary: Tensor,
+        edge_weight: Tensor | None = None,
+    ) -> Tensor:
+        update = relational_spmm(
+            graph,
+            self.relation_table(query).to(input.dtype),
+            input,
+            sum=self.aggregate,
+            mul=_MESSAGES[self.message],
+            boundary=boundary.to(input.dtype),
+            edge_weight=edge_weight,
+        )
+        hidden = self._combine_pna(graph, input, update) if self.aggregate == "pna" else self._combine(input, update)
+        if self.layer_norm is not None:
+            hidden = self.layer_norm(hidden)
+        return _ACTIVATIONS[self.activation](hidden)
+
+    def _combine(self, input: Tensor, update: Tensor) -> Tensor:
+        own, rest = self.linear.weight.split([self.input_dim, self.input_dim], dim=1)
+        return F.linear(input, own, self.linear.bias) + F.linear(update, rest)
+
+    def _combine_pna(self, graph: RelGraph, input: Tensor, update: Tensor) -> Tensor:
+        """W [input | features ⊗ scalers] without the 12-fold tensor: one product per scaler, combined per node."""
+        d = self.input_dim
+        own, rest = self.linear.weight.split([d, 12 * d], dim=1)
+        # (out, channel, statistic, scaler) -> (scaler, out, statistic, channel), the order the op writes.
+        rest = rest.view(self.output_dim, d, 4, 3).permute(3, 0, 2, 1).reshape(3, self.output_dim, 4 * d)
+        scalers = pna_scalers(graph, input.dtype)
+        features = update.flatten(-2)
+        plain, scaled, attenuated = F.linear(features, rest.flatten(0, 1)).chunk(3, dim=-1)
+        hidden = F.linear(input, own, self.linear.bias) + plain
+        hidden = torch.addcmul(hidden, scaled, scalers[:, 1, None, None])
+        return torch.addcmul(hidden, attenuated, scalers[:, 2, None, None])
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.input_dim}, {self.output_dim}, num_relations={self.num_relations}, message={self.message}, "
+            f"aggregate={self.aggregate}, dependent={self.dependent}"
+        )
+
+
+class NBFNet(nn.Module):
+    """Neural Bellman-Ford Network for link prediction on a knowledge graph.
+
+    Runs `num_layers` Bellman-Ford layers from the source of each query and scores targets with an MLP.
+
+    Args:
+        num_relations: R, relations before inverses are added; the graph given to `forward` has 2R
+            (`graph.with_inverse()`).
+        dim: channels of every layer and of the query embedding.
+        num_layers: Bellman-Ford steps.
+        message, aggregate, dependent, layer_norm: see :class:`GeneralizedRelationalConv`.
+        short_cut: add the input of a layer to its output.
+        concat_hidden: read out all layers, not only the last.
+        num_mlp_layers: linear layers of the readout.
+
+    Source: Zhu et al. 2021, section 3.3 and appendix; defaults are those of the published runs.
+    """
+
+    def __init__(
+        self,
+        num_relations: int,
+        dim: int = 32,
+        num_layers: int = 6,
+        message: str = "distmult",
+        aggregate: str = "pna",
+        dependent: bool = True,
+        short_cut: bool = True,
+        layer_norm: bool = True,
+        concat_hidden: bool = False,
+        num_mlp_layers: int = 2,
+    ) -> None:
+        super().__init__()
+        for name, value in (
+            ("num_relations", num_relations),
+            ("dim", dim),
+            ("num_layers", num_layers),
+            ("num_mlp_layers", num_mlp_layers),
+        ):
+            if value < 1:
+                raise ValueError(f"NBFNet: {name} is {value}, expected at least 1")
+        self.num_relations, self.dim = num_relations, dim
+        self.short_cut, self.concat_hidden = short_cut, concat_hidden
+        self.query = nn.Embedding(2 * num_relations, dim)
+        self.layers = nn.ModuleList(
+            GeneralizedRelationalConv(
+                dim, dim, 2 * num_relations, dim, message, aggregate, layer_norm, "relu", dependent
+            )
+            for _ in range(num_layers)
+        )
+        width = dim * (num_layers + 1 if concat_hidden else 2)
+        mlp: list[nn.Module] = []
+        for _ in range(num_mlp_layers - 1):
+            mlp += [nn.Linear(width, width), nn.ReLU()]
+        self.mlp = nn.Sequential(*mlp, nn.Linear(width, 1))
+
+    def forward(
+        self,
+        graph: RelGraph,
+        source: Tensor,
+        relation: Tensor,
+        target: Tensor | None = None,
+        edge_weight: Tensor | None = None,
+    ) -> Tensor:
+        """Scores of (source, relation, target) as logits.
+
+        Args:
+            graph: V nodes and 2R relations.
+            source: int64 (B,). relation: int64 (B,) in [0, 2R); a head query (?, r, t) is source t, relation r + R.
+            target: int64 (B, N), or None for all nodes.
+            edge_weight: floating (E,) weights of the messages in every layer.
+
+        Returns:
+            (B, N), or (B, V) when `target` is None.
+
+        Raises:
+            ValueError: shapes that do not fit, or a graph with another number of relations.
+            IndexError: an id out of range.
+        """
+        self._check(graph, source, relation, target)
+        hidden, query = self.node_features(graph, source, relation, edge_weight)
+        if target is None:
+            hidden = hidden.transpose(0, 1)  # (B, V, d)
+        else:
+            hidden = hidden[target, torch.arange(len(source), device=target.device)[:, None]]  # (B, N, d)
+        return self.score(hidden, query)
+
+    def node_features(
+        self, graph: RelGraph, source: Tensor, relation: Tensor, edge_weight: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Pair representations h_q(u, v) of all nodes, (V, B, d or layers·d), and the query (B, d)."""
+        query = self.query(relation)
+        columns = torch.arange(len(source), device=source.device)
+        boundary = query.new_zeros(graph.num_nodes, len(source), self.dim)
+        boundary = boundary.index_put((source, columns), query)
+        hidden, states = boundary, []
+        for layer in self.layers:
+            output = layer(graph, hidden, query, boundary, edge_weight)
+            hidden = output + hidden if self.short_cut else output
+            states.append(hidden)
+        return (torch.cat(states, dim=-1) if self.concat_hidden else hidden), query
+
+    def score(self, hidden: Tensor, query: Tensor) -> Tensor:
+        """MLP([hidden, query]) for hidden (B, N, k) and query (B, d): logits (B, N).
+
+        The first layer is split so that the query is multiplied once, not once for each of the N targets.
+        """
+        first = self.mlp[0]
+        own, rest = first.weight.split([hidden.shape[-1], self.dim], dim=1)
+        out = F.linear(hidden, own) + F.linear(query, rest, first.bias).unsqueeze(1)
+        return self.mlp[1:](out).squeeze(-1)
+
+    def _check(self, graph: RelGraph, source: Tensor, relation: Tensor, target: Tensor | None) -> None:
+        if graph.num_relations != 2 * self.num_relations:
+            raise ValueError(
+                f"NBFNet: graph has {graph.num_relations} relations, expected {2 * self.num_relations} "
+                "(2R: use graph.with_inverse())"
+            )
+        if source.dim() != 1 or source.shape != relation.shape:
+            raise ValueError(
+                f"NBFNet: source and relation have shapes {tuple(source.shape)} and {tuple(relation.shape)}, "
+                "expected (B,) each"
+            )
+        if target is not None and (target.dim() != 2 or len(target) != len(source)):
+            raise ValueError(f"NBFNet: target has shape {tuple(target.shape)}, expected ({len(source)}, N) or None")
+        if torch.compiler.is_compiling():
+            return
+        for name, ids, limit in (
+            ("source", source, graph.num_nodes),
+            ("relation", relation, graph.num_relations),
+            ("target", target, graph.num_nodes),
+        ):
+            if ids is not None and ids.numel() and not (0 <= int(ids.min()) and int(ids.max()) < limit):
+                bad = ids[(ids < 0) | (ids >= limit)].flatten()[0]
+                raise IndexError(f"NBFNet: {name} holds {int(bad)}, expected ids in [0, {limit})")

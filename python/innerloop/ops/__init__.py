@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Public ops. Each lives in the module of its name, beside its registration, fake, autograd and vmap rules."""
+
+from .relational_spmm import relational_spmm
+
+__all__ = ["relational_spmm"]

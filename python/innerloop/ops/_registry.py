@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How an op is registered: `define` + `impl` + `register_fake` of torch.library behind one small class.
+
+`torch.library.custom_op` costs three times as much per call, and `register_autograd` does not work under
+torch.func. So the registered ops are opaque and not differentiable by themselves; each public function wraps them
+in one `autograd.Function`, and only when :func:`wants_grad` says that a gradient can be asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+__all__ = ["REGISTERED", "define", "wants_grad"]
+
+_LIBRARY = torch.library.Library("innerloop", "DEF")
+
+# Names of all ops, in order of definition; a test holds the dispatcher's list to it.
+REGISTERED: list[str] = []
+
+
+class Op:
+    """A registered op: call it, and decorate its implementations with `.cpu`, `.cuda`, `.fake` and `.vmap`."""
+
+    def __init__(self, schema: str) -> None:
+        self.name = schema.split("(", 1)[0]
+        _LIBRARY.define(schema)
+        REGISTERED.append(self.name)
+        self._overload = getattr(torch.ops.innerloop, self.name).default
+
+    def __call__(self, *args: object) -> object:
+        return self._overload(*args)
+
+    def cpu(self, fn: Callable) -> Callable:
+        _LIBRARY.impl(self.name, fn, "CPU")
+        return fn
+
+    def cuda(self, fn: Callable) -> Callable:
+        _LIBRARY.impl(self.name, fn, "CUDA")
+        return fn
+
+    def fake(self, fn: Callable) -> Callable:
+        torch.library.register_fake(f"innerloop::{self.name}", fn, lib=_LIBRARY)
+        return fn
+
+    def vmap(self, fn: Callable) -> Callable:
+        torch.library.register_vmap(f"innerloop::{self.name}", fn, lib=_LIBRARY)
+        return fn
+
+
+def define(schema: str) -> Op:
+    """Defines `innerloop::<schema>`; the returned object takes the implementations."""
+    return Op(schema)
+
+
+def wants_grad(*tensors: Tensor | None) -> bool:
+    """Whether this call can be differentiated, in reverse or forward mode.
+
+    Without the forward-mode term `torch.func.jvp` would take the undifferentiated path and return zero tangents.
+    """
+    if forward_ad._current_level >= 0:
+        return True
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)

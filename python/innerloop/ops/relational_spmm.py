@@ -1,0 +1,382 @@
+# SPDX-License-Identifier: Apache-2.0
+"""relational_spmm: the generalized Bellman-Ford step as one op, forward and backward."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .. import _cpu
+from ..graph import RelGraph
+from ..reference.relational_spmm import relational_spmm as _reference
+from ._registry import define, wants_grad
+
+__all__ = ["MULS", "SUMS", "relational_spmm"]
+
+# Codes of csrc/cpu/relational_spmm.h. "add" is the peers' name for the sum.
+SUMS = {"sum": 0, "add": 0, "mean": 1, "max": 2, "min": 3, "logsumexp": 4, "or": 5, "pna": 6}
+MULS = {"mul": 0, "add": 1, "rotate": 2, "min": 3, "and": 4}
+_SUM_NAMES = ("sum", "mean", "max", "min", "logsumexp", "or", "pna")
+_MUL_NAMES = ("mul", "add", "rotate", "min", "and")
+_PNA = SUMS["pna"]
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+Sum = Literal["sum", "add", "mean", "max", "min", "logsumexp", "or", "pna"]
+Mul = Literal["mul", "add", "rotate", "min", "and"]
+
+
+def relational_spmm(
+    graph: RelGraph,
+    relation: Tensor,
+    input: Tensor,
+    *,
+    sum: Sum = "sum",
+    mul: Mul = "mul",
+    boundary: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+) -> Tensor:
+    """One generalized Bellman-Ford step over a graph with typed edges.
+
+    out[v] = ⊕ over in-edges e = (x, r, v) of a_e · (relation[r] ⊗ input[x]),  ⊕ boundary[v]
+
+    No tensor with one row per edge is formed, forward or backward. The result has the same bits in every run and
+    for every number of threads. Sums are kept in float32 for half types and rounded once.
+
+    Args:
+        graph: V nodes, E edges, R relations.
+        relation: (R, d) shared by all queries, or (R, B, d) with one table per query.
+        input: (V, B, d) for B queries, or (V, d) for one. float32, float64, bfloat16 or float16.
+        sum: ⊕. "sum" (or "add"), "mean", "max", "min", "logsumexp", "or" (1 where any message is non-zero), or
+            "pna": mean, max, min and standard deviation in one pass.
+        mul: ⊗. "mul" (DistMult), "add" (TransE), "rotate" (RotatE; channels [0, d/2) are the real part), "min",
+            or "and" (1 where both are non-zero).
+        boundary: like `input`; one more message to each node, counted by "mean" and "pna".
+        edge_weight: (E,) in the order of `graph.edge_index`. Default: `graph.edge_weight`, or 1.
+
+    Returns:
+        Like `input`; for "pna" (V, B, 4, d) or (V, 4, d) with [mean, max, min, std] on axis -2, where
+        mean = S / D, std = sqrt(max(Q / D - mean², 1e-6)), S = Σ a·m + b, Q = Σ a·m² + b², D = number of messages.
+        A row without any message holds the identity of ⊕: 0 (sum, mean, or), -inf (max, logsumexp), inf (min).
+
+    Gradients:
+        For `input`, `relation`, `boundary` and `edge_weight`. The whole gradient of a maximum or minimum goes to
+        the first edge, by (source, relation, position), that attains it, and to the boundary only if no edge does;
+        a tie in mul="min" goes to `input`. "or" and "and" have zero gradient. A second derivative raises.
+
+    Raises:
+        TypeError: `graph` is not a RelGraph, or an argument is not a tensor.
+        ValueError: an unknown `sum` or `mul`, or shapes, dtypes or devices that do not fit; the message names
+            the argument, what it is and what was expected.
+
+    Source: Zhu et al., Neural Bellman-Ford Networks (NeurIPS 2021), eq. 4; `docs/nbfnet.md`.
+
+    Example:
+        >>> import torch, innerloop
+        >>> graph = innerloop.RelGraph(torch.tensor([[0, 1], [2, 2]]), torch.tensor([0, 1]), num_nodes=3)
+        >>> x, w = torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([[10.0], [100.0]])
+        >>> innerloop.relational_spmm(graph, w, x).flatten()
+        tensor([  0.,   0., 210.])
+    """
+    try:
+        sum_code, mul_code, csr = SUMS[sum], MULS[mul], graph.csr
+        if edge_weight is None:
+            edge_weight = graph.edge_weight
+        flat = input.dim() == 2
+        if flat:
+            input = input.unsqueeze(1)
+            relation = relation.unsqueeze(1) if relation.dim() == 2 else relation
+            boundary = boundary.unsqueeze(1) if boundary is not None else None
+        if wants_grad(input, relation, boundary, edge_weight):
+            out = _RelationalSpmm.apply(csr, relation, input, boundary, edge_weight, sum_code, mul_code)
+        else:
+            out = _forward(csr, relation, input, boundary, edge_weight, sum_code, mul_code)
+    except (KeyError, AttributeError, TypeError, RuntimeError, NotImplementedError):
+        # Only now is it worth the time to find out what was wrong.
+        _explain_bad_call(graph, sum, mul, relation, input, boundary, edge_weight)
+        raise
+    return out.squeeze(1) if flat else out
+
+
+_forward = define(
+    "relational_spmm(Tensor csr, Tensor relation, Tensor input, Tensor? boundary, Tensor? edge_weight, "
+    "int sum, int mul) -> Tensor"
+)
+_backward = define(
+    "relational_spmm_backward(Tensor grad_out, Tensor out, Tensor csr, Tensor relation, Tensor input, "
+    "Tensor? boundary, Tensor? edge_weight, int sum, int mul, bool weight_grad) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+def _explain_bad_call(graph, sum, mul, relation, input, boundary, edge_weight) -> None:
+    if not isinstance(graph, RelGraph):
+        raise TypeError(f"relational_spmm: graph is {type(graph).__name__}, expected RelGraph")
+    if sum not in SUMS:
+        raise ValueError(f"relational_spmm: sum is {sum!r}, expected one of {', '.join(_SUM_NAMES)}")
+    if mul not in MULS:
+        raise ValueError(f"relational_spmm: mul is {mul!r}, expected one of {', '.join(_MUL_NAMES)}")
+    for name, t, optional in (
+        ("relation", relation, False),
+        ("input", input, False),
+        ("boundary", boundary, True),
+        ("edge_weight", edge_weight, True),
+    ):
+        if not isinstance(t, Tensor) and not (optional and t is None):
+            raise TypeError(f"relational_spmm: {name} is {type(t).__name__}, expected a tensor")
+    _check(graph.csr, relation, input, boundary, edge_weight, MULS[mul])
+
+
+def _check(csr, relation, input, boundary, edge_weight, mul) -> None:
+    """The checks that bind/cpu.cpp makes on values, from shapes, dtypes and devices alone."""
+    op = "relational_spmm"
+    if input.dim() != 3:
+        raise ValueError(f"{op}: input has shape {tuple(input.shape)}, expected (V, B, d) or (V, d)")
+    if input.dtype not in _DTYPES:
+        raise ValueError(f"{op}: input has dtype {input.dtype}, expected float32, float64, bfloat16 or float16")
+    nodes, batch, dim = input.shape
+    if mul == MULS["rotate"] and dim % 2:
+        raise ValueError(f"{op}: input has shape {tuple(input.shape)}, expected an even number of channels for "
+                         "mul='rotate' (real half, imaginary half)")  # fmt: skip
+    if relation.dim() not in (2, 3) or tuple(relation.shape[1:]) not in ((dim,), (batch, dim)):
+        raise ValueError(
+            f"{op}: relation has shape {tuple(relation.shape)}, expected (R, {dim}) or (R, {batch}, {dim}) "
+            f"for input of shape {tuple(input.shape)}"
+        )
+    if boundary is not None and boundary.shape != input.shape:
+        raise ValueError(
+            f"{op}: boundary has shape {tuple(boundary.shape)}, expected {tuple(input.shape)} like input"
+        )
+    if edge_weight is not None and edge_weight.dim() != 1:
+        raise ValueError(f"{op}: edge_weight has shape {tuple(edge_weight.shape)}, expected (E,)")
+    for name, t in (("relation", relation), ("boundary", boundary), ("edge_weight", edge_weight)):
+        if t is None:
+            continue
+        if t.dtype != input.dtype:
+            raise ValueError(f"{op}: {name} has dtype {t.dtype}, expected {input.dtype} like input")
+        if t.device != input.device:
+            raise ValueError(f"{op}: {name} is on {t.device}, expected {input.device} like input")
+    if csr.device != input.device:
+        raise ValueError(f"{op}: graph is on {csr.device}, expected {input.device} like input; use graph.to(device)")
+
+
+def _contiguous(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.contiguous()
+
+
+def _out_shape(input: Tensor, sum: int) -> tuple[int, ...]:
+    nodes, batch, dim = input.shape
+    return (nodes, batch, 4, dim) if sum == _PNA else (nodes, batch, dim)
+
+
+@_forward.cpu
+def _(csr, relation, input, boundary, edge_weight, sum, mul):
+    input = input.contiguous()
+    out = input.new_empty(_out_shape(input, sum)) if sum == _PNA else torch.empty_like(input)
+    _cpu.relational_spmm(
+        out, csr, relation.contiguous(), input, _contiguous(boundary), _contiguous(edge_weight), sum, mul,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
+@_forward.fake
+def _(csr, relation, input, boundary, edge_weight, sum, mul):
+    _check(csr, relation, input, boundary, edge_weight, mul)
+    return input.new_empty(_out_shape(input, sum))
+
+
+@_backward.cpu
+def _(grad_out, out, csr, relation, input, boundary, edge_weight, sum, mul, weight_grad):
+    acc = torch.float64 if input.dtype == torch.float64 else torch.float32
+    grad_input = torch.empty(input.shape, dtype=acc)
+    grad_relation = torch.empty(relation.shape, dtype=acc)
+    grad_boundary = None if boundary is None else torch.empty(input.shape, dtype=acc)
+    num_edges = (csr.numel() - input.shape[0] - 3) // 3
+    grad_weight = torch.empty(num_edges, dtype=acc) if weight_grad else None
+    _cpu.relational_spmm_backward(
+        grad_input, grad_relation, grad_boundary, grad_weight, grad_out.contiguous(), out.contiguous(), csr,
+        relation.contiguous(), input.contiguous(), _contiguous(boundary), _contiguous(edge_weight), sum, mul,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    empty = input.new_empty(0)
+    return (
+        grad_input.to(input.dtype),
+        grad_relation.to(input.dtype),
+        empty if grad_boundary is None else grad_boundary.to(input.dtype),
+        input.new_empty(0) if grad_weight is None else grad_weight.to(input.dtype),
+    )
+
+
+@_backward.fake
+def _(grad_out, out, csr, relation, input, boundary, edge_weight, sum, mul, weight_grad):
+    grad_boundary = input.new_empty(0) if boundary is None else torch.empty_like(input)
+    grad_weight = torch.empty_like(edge_weight) if weight_grad else input.new_empty(0)
+    return (
+        input.new_empty(input.shape),
+        relation.new_empty(relation.shape),
+        grad_boundary.new_empty(grad_boundary.shape),
+        grad_weight,
+    )
+
+
+@_forward.cuda
+def _(csr, relation, input, boundary, edge_weight, sum, mul):
+    return _device_reference(csr, relation, input, boundary, edge_weight, sum, mul)
+
+
+@_backward.cuda
+def _(grad_out, out, csr, relation, input, boundary, edge_weight, sum, mul, weight_grad):
+    with torch.enable_grad():
+        leaves = [
+            None if t is None else t.detach().requires_grad_()
+            for t in (relation, input, boundary, edge_weight)
+        ]
+        result = _device_reference(csr, *leaves, sum, mul)
+        wanted = [t for t in leaves if t is not None]
+        grads = iter(torch.autograd.grad(result, wanted, grad_out, allow_unused=True, materialize_grads=True))
+    grad_relation, grad_input, grad_boundary, grad_weight = (
+        input.new_empty(0) if t is None else next(grads) for t in leaves
+    )
+    return grad_input, grad_relation, grad_boundary, grad_weight if weight_grad else input.new_empty(0)
+
+
+def _device_reference(csr, relation, input, boundary, edge_weight, sum, mul):
+    """Devices without a kernel yet: the plain definition, which does form per-edge tensors."""
+    nodes, edges = input.shape[0], (csr.numel() - input.shape[0] - 3) // 3
+    indptr = csr[2 : nodes + 3].to(torch.int64)
+    source, kind, position = csr[nodes + 3 :].to(torch.int64).view(3, edges)
+    destination = torch.repeat_interleave(torch.arange(nodes, device=csr.device), indptr.diff(), output_size=edges)
+    return _reference(
+        torch.stack([source, destination]), kind, nodes, relation, input,
+        sum=_SUM_NAMES[sum], mul=_MUL_NAMES[mul], boundary=boundary,
+        edge_weight=None if edge_weight is None else edge_weight[position],
+    )  # fmt: skip
+
+
+# ---- batching: a vmapped dimension of size n is folded into the queries, (V, B, d) -> (V, n·B, d) ----
+
+
+def _fold(t: Tensor | None, dim: int | None, n: int) -> Tensor | None:
+    """(V, B, ...) with batch dimension `dim` (None: the same for all) -> (V, n·B, ...)."""
+    if t is None:
+        return None
+    t = t.unsqueeze(1).expand(t.shape[0], n, *t.shape[1:]) if dim is None else t.movedim(dim, 1)
+    return t.flatten(1, 2)
+
+
+def _per_query(relation: Tensor, dim: int | None, n: int, batch: int) -> Tensor:
+    """Relation table of all n·B queries: (R, n·B, d)."""
+    relation = relation.unsqueeze(0).expand(n, *relation.shape) if dim is None else relation.movedim(dim, 0)
+    if relation.dim() == 3:
+        relation = relation.unsqueeze(2).expand(-1, -1, batch, -1)  # (n, R, B, d)
+    return relation.transpose(0, 1).flatten(1, 2)
+
+
+def _take(t: object, dim: int | None, i: int) -> object:
+    return t.select(dim, i) if isinstance(t, Tensor) and dim is not None else t
+
+
+def _loop(op, info, in_dims, args):
+    """One call per sample: for a batched graph or batched edge weights, which the kernel has no axis for."""
+    results = [op(*(_take(a, d, i) for a, d in zip(args, in_dims, strict=True))) for i in range(info.batch_size)]
+    if isinstance(results[0], Tensor):
+        return torch.stack(results), 0
+    return tuple(torch.stack(r) for r in zip(*results, strict=True)), (0,) * len(results[0])
+
+
+@_forward.vmap
+def _forward_vmap(info, in_dims, csr, relation, input, boundary, edge_weight, sum, mul):
+    n = info.batch_size
+    if in_dims[0] is not None or in_dims[4] is not None:
+        return _loop(_forward, info, in_dims, (csr, relation, input, boundary, edge_weight, sum, mul))
+    batch = input.dim() - (in_dims[2] is not None)
+    batch = input.movedim(in_dims[2], 0).shape[2] if in_dims[2] is not None else input.shape[1]
+    shared = relation.dim() - (in_dims[1] is not None) == 2
+    if not (shared and in_dims[1] is None):
+        relation = _per_query(relation, in_dims[1], n, batch)
+    out = _forward(
+        csr, relation, _fold(input, in_dims[2], n), _fold(boundary, in_dims[3], n), edge_weight, sum, mul
+    )
+    return out.unflatten(1, (n, batch)), 1
+
+
+@_backward.vmap
+def _backward_vmap(
+    info, in_dims, grad_out, out, csr, relation, input, boundary, edge_weight, sum, mul, weight_grad
+):
+    n = info.batch_size
+    if in_dims[2] is not None or in_dims[6] is not None or weight_grad:
+        args = (grad_out, out, csr, relation, input, boundary, edge_weight, sum, mul, weight_grad)
+        return _loop(_backward, info, in_dims, args)
+    batch = input.movedim(in_dims[4], 0).shape[2] if in_dims[4] is not None else input.shape[1]
+    shared = relation.dim() - (in_dims[3] is not None) == 2
+    grad_input, grad_relation, grad_boundary, grad_weight = _backward(
+        _fold(grad_out, in_dims[0], n), _fold(out, in_dims[1], n), csr,
+        _per_query(relation, in_dims[3], n, batch), _fold(input, in_dims[4], n),
+        _fold(boundary, in_dims[5], n), edge_weight, sum, mul, False,
+    )  # fmt: skip
+    grad_relation = grad_relation.unflatten(1, (n, batch)).movedim(1, 0)
+    if shared:
+        grad_relation = grad_relation.sum(2)
+    grad_boundary = (
+        grad_boundary.expand(n, 0)
+        if boundary is None
+        else grad_boundary.unflatten(1, (n, batch)).movedim(1, 0)
+    )
+    return (
+        (grad_input.unflatten(1, (n, batch)), grad_relation, grad_boundary, grad_weight.expand(n, 0)),
+        (1, 0, 0, 0),
+    )
+
+
+# ---- differentiation ----
+
+
+class _RelationalSpmm(torch.autograd.Function):
+    @staticmethod
+    def forward(csr, relation, input, boundary, edge_weight, sum, mul):
+        return _forward(csr, relation, input, boundary, edge_weight, sum, mul)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        csr, relation, input, boundary, edge_weight, sum, mul = inputs
+        ctx.save_for_backward(output, csr, relation, input, boundary, edge_weight)
+        ctx.codes = (sum, mul)
+
+    @staticmethod
+    def backward(ctx, grad_out):
+        _, need_relation, need_input, need_boundary, need_weight, *_ = ctx.needs_input_grad
+        apply = _RelationalSpmmBackward.apply if torch.is_grad_enabled() else _backward
+        grad_input, grad_relation, grad_boundary, grad_weight = apply(
+            grad_out, *ctx.saved_tensors, *ctx.codes, need_weight
+        )
+        return (
+            None,
+            grad_relation if need_relation else None,
+            grad_input if need_input else None,
+            grad_boundary if need_boundary else None,
+            grad_weight if need_weight else None,
+            None,
+            None,
+        )
+
+    vmap = staticmethod(_forward_vmap)
+
+
+class _RelationalSpmmBackward(torch.autograd.Function):
+    """The backward op as a node of its own, so that a second derivative is an error and never zeros."""
+
+    @staticmethod
+    def forward(grad_out, out, csr, relation, input, boundary, edge_weight, sum, mul, weight_grad):
+        return _backward(grad_out, out, csr, relation, input, boundary, edge_weight, sum, mul, weight_grad)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, *grads):
+        raise NotImplementedError("relational_spmm: second derivatives are not implemented")
+
+    vmap = staticmethod(_backward_vmap)

@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: Apache-2.0
+"""NBFNet as a LightningModule, and the callback that makes a run resumable at any step."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.utilities import rank_zero_only
+from torch import Tensor
+
+from innerloop.data.kg import Split
+from innerloop.recipes.nbfnet.config import Config
+from innerloop.recipes.nbfnet.tasks import (
+    FactIndex,
+    adversarial_loss,
+    easy_edges,
+    filtered_rank,
+    metrics_of,
+    step_generator,
+    training_queries,
+)
+
+
+class NBFNetTask(LightningModule):
+    """Trains and ranks with ``innerloop.nn.NBFNet`` on the graph of an ``NBFNetData``.
+
+    Args:
+        relations: relation tokens, in the order of their ids (inverses not included).
+        config: a ``Config`` or its fields.
+        dataset: name of the data set, for evaluation from a checkpoint.
+        data: folder of the data set; None if it ships with the package.
+        inductive: whether HITS@10_n is reported.
+    """
+
+    def __init__(
+        self,
+        relations: Sequence[str],
+        config: Config | dict[str, Any],
+        dataset: str = "",
+        data: str | None = None,
+        inductive: bool = False,
+    ) -> None:
+        super().__init__()
+        from innerloop.nn import NBFNet
+
+        config = config if isinstance(config, Config) else Config(**config)
+        self.config = config
+        self.num_relations = len(relations)
+        self.relations = list(relations)
+        self.hits_samples = list(dict.fromkeys((config.hits_samples, 50, 49))) if inductive else []
+        self.save_hyperparameters(
+            {
+                "relations": self.relations,
+                "config": asdict(config),
+                "dataset": dataset,
+                "data": data,
+                "inductive": inductive,
+            }
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.model = NBFNet(self.num_relations, **config.model_arguments())
+        self.history: list[dict[str, float]] = []
+        self.metrics: dict[str, float] = {}
+        self._graphs: dict[tuple[int, int], tuple[Any, FactIndex, FactIndex]] = {}
+        self._loss_sum = torch.zeros((), dtype=torch.float64)
+        self._num_steps = 0
+        self._seconds = 0.0
+
+    def forward(self, graph: Any, query: Tensor, target: Tensor | None = None) -> Tensor:
+        """Logits of the targets (B, N), or of all entities (B, V), of queries (B, 3)."""
+        return self.model(graph, query[:, 0], query[:, 1], target)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=self.config.lr)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        config = self.config
+        graph, facts, _ = self._graph(self.trainer.datamodule.kg.train)
+        query = training_queries(batch["triples"], self.num_relations)
+        generator = step_generator(config.seed, batch["epoch"], 1 + batch["index"])
+        negative = facts.sample_negatives(
+            query[:, 0], query[:, 1], config.num_negative, generator
+        )
+        easy = easy_edges(facts, query, negative, self.num_relations, config.remove_one_hop)
+        logits = self(graph.drop(easy), query, torch.cat([query[:, 2:], negative], dim=1))
+        loss = adversarial_loss(logits, config.adversarial_temperature)
+        self._loss_sum += loss.detach().cpu()
+        self._num_steps += 1
+        self.log("loss", loss.detach(), prog_bar=True, batch_size=len(query))
+        return loss
+
+    def on_train_epoch_start(self) -> None:
+        self._loss_sum.zero_()
+        self._num_steps, self._seconds = 0, 0.0
+        # The last epoch is validated even if it ends a shorter round than the others.
+        every = math.ceil(self.config.epochs / 10)
+        last = self.current_epoch == self.config.epochs - 1
+        self.trainer.check_val_every_n_epoch = 1 if last else every
+
+    def on_train_start(self) -> None:
+        self._clock = time.perf_counter()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        now = time.perf_counter()
+        self._seconds += now - self._clock
+        self._clock = now
+
+    def on_train_epoch_end(self) -> None:
+        row = {
+            "epoch": self.current_epoch + 1,
+            "loss": float(self._loss_sum) / max(1, self._num_steps),
+            "train_seconds": self._seconds,
+        }
+        row.update({f"valid_{name}": value for name, value in self.metrics.items()})
+        self.metrics = {}
+        self.history.append(row)
+        if self.trainer.progress_bar_callback is None:
+            text = ", ".join(f"{name} {value:.4g}" for name, value in row.items())
+            rank_zero_only(print)(text, flush=True)
+
+    def on_validation_epoch_start(self) -> None:
+        self._start_ranking(self.trainer.datamodule.kg.valid)
+
+    def on_test_epoch_start(self) -> None:
+        self._start_ranking(self.trainer.datamodule.kg.test)
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self._rank(batch, self.trainer.datamodule.kg.valid)
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self._rank(batch, self.trainer.datamodule.kg.test)
+
+    def on_validation_epoch_end(self) -> None:
+        self._finish_ranking("valid")
+        self._clock = time.perf_counter()  # validation is no part of the training time
+
+    def on_test_epoch_end(self) -> None:
+        self._finish_ranking("test")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["progress"] = {
+            "history": self.history,
+            "loss_sum": float(self._loss_sum),
+            "num_steps": self._num_steps,
+            "seconds": self._seconds,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        progress = checkpoint["progress"]
+        self.history = progress["history"]
+        self._loss_sum.fill_(progress["loss_sum"])
+        self._num_steps, self._seconds = progress["num_steps"], progress["seconds"]
+
+    def _start_ranking(self, split: Split) -> None:
+        # One row per query, filled by the process that ranks it: their sum over processes is exact.
+        self._ranks = torch.zeros(2 * len(split.targets), 2, dtype=torch.int64, device=self.device)
+
+    def _rank(self, batch: dict[str, Tensor], split: Split) -> None:
+        query = batch["query"]
+        if len(query):
+            graph, _, known = self._graph(split)
+            rank, num_negative = filtered_rank(self(graph, query), query, known)
+            self._ranks[batch["position"]] = torch.stack([rank, num_negative], dim=1)
+
+    def _finish_ranking(self, stage: str) -> None:
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(self._ranks)
+        rank, num_negative = self._ranks.cpu().unbind(1)
+        self.metrics = metrics_of(rank, num_negative, self.hits_samples)
+        for name, value in self.metrics.items():
+            exact = torch.tensor(value, dtype=torch.float64)
+            self.log(f"{stage}_{name}", exact, prog_bar=name == "mrr")  # alike in all processes
+
+    def _graph(self, split: Split) -> tuple[Any, FactIndex, FactIndex]:
+        """Graph with inverses, index of its facts and index of the known triples of a split."""
+        key = (id(split.facts), id(split.filter))  # transductive splits share one graph
+        if key not in self._graphs:
+            from innerloop.graph import RelGraph
+
+            h, r, t = split.facts.to(self.device).unbind(1)
+            graph = RelGraph(
+                torch.stack([h, t]),
+                r,
+                num_nodes=split.num_entities,
+                num_relations=self.num_relations,
+            ).with_inverse()
+            facts = FactIndex(
+                graph.edge_index, graph.edge_type, graph.num_nodes, graph.num_relations
+            )
+            known = facts
+            if split.filter is not split.facts:
+                known = FactIndex.from_triples(
+                    split.filter.to(self.device), split.num_entities, self.num_relations
+                )
+            self._graphs[key] = (graph, facts, known)
+        return self._graphs[key]
+
+
+class Interrupted(Exception):
+    """Training stopped on a signal, after a resumable checkpoint was written to ``path``."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"interrupted; the run continues from {path}")
+        self.path = path
+
+
+class Resumable(Checkpoint):
+    """Keeps ``last.ckpt``: after every epoch, every ``minutes``, and on SIGINT or SIGTERM.
+
+    On a signal the running step is finished first (all processes agree on the step), so that the
+    resumed run is equal to the bit to one that was never stopped. A second signal stops at once.
+
+    Args:
+        path: of the checkpoint; it is replaced in one move.
+        minutes: longest time without a checkpoint.
+    """
+
+    def __init__(self, path: Path, minutes: float = 10.0) -> None:
+        self.path = path
+        self.minutes = minutes
+        self._asked = False
+        self._handlers: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._saved_at = time.monotonic()
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[number] = signal.signal(number, self._on_signal)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx + 1 == trainer.num_training_batches:
+            return  # on_train_epoch_end is about to come
+        late = time.monotonic() - self._saved_at > 60 * self.minutes
+        if self._agree(trainer, self._asked or late):
+            self._save(trainer, self._agree(trainer, self._asked))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save(trainer, self._agree(trainer, self._asked))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._restore_handlers()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._restore_handlers()
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        self._asked = True
+        self._restore_handlers()
+
+    def _restore_handlers(self) -> None:
+        while self._handlers:
+            signal.signal(*self._handlers.popitem())
+
+    @staticmethod
+    def _agree(trainer: Trainer, flag: bool) -> bool:
+        """Whether any process has the flag."""
+        if trainer.world_size == 1:
+            return flag
+        return trainer.strategy.reduce_boolean_decision(flag, all=False)
+
+    def _save(self, trainer: Trainer, stop: bool) -> None:
+        partial = self.path.with_suffix(".partial")
+        trainer.save_checkpoint(partial, weights_only=False)
+        if trainer.is_global_zero:
+            os.replace(partial, self.path)
+        self._saved_at = time.monotonic()
+        if stop:
+            raise Interrupted(self.path)

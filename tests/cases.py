@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shared material of the tests: random relational products, op recorder, Python subprocesses."""
+
+import itertools
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import innerloop
+from innerloop import reference
+
+SUMS = ["sum", "mean", "max", "min", "logsumexp", "or", "pna"]
+MULS = ["mul", "add", "rotate", "min", "and"]
+PAIRS = list(itertools.product(SUMS, MULS))
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+@dataclass
+class Case:
+    """The arguments of one relational product."""
+
+    edge_index: Tensor
+    edge_type: Tensor
+    num_nodes: int
+    num_relations: int
+    relation: Tensor
+    input: Tensor
+    boundary: Tensor | None = None
+    edge_weight: Tensor | None = None
+
+    @property
+    def graph(self) -> innerloop.RelGraph:
+        return innerloop.RelGraph(
+            self.edge_index, self.edge_type, self.num_nodes, self.num_relations
+        )
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The differentiable arguments that are given."""
+        names = ("relation", "input", "boundary", "edge_weight")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def map(self, f) -> "Case":
+        return replace(self, **{name: f(tensor) for name, tensor in self.tensors.items()})
+
+    def op(self, sum: str, mul: str, graph: innerloop.RelGraph | None = None) -> Tensor:
+        graph = self.graph if graph is None else graph
+        return innerloop.relational_spmm(graph, **self.tensors, sum=sum, mul=mul)
+
+    def reference(self, sum: str, mul: str) -> Tensor:
+        return reference.relational_spmm(
+            self.edge_index, self.edge_type, self.num_nodes, **self.tensors, sum=sum, mul=mul
+        )
+
+
+def make_case(
+    V: int = 9,
+    E: int = 40,
+    R: int = 3,
+    B: int | None = 2,
+    d: int = 8,
+    *,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
+    per_query: bool = False,
+    boundary: bool = True,
+    weight: bool = True,
+    isolated: bool = False,
+    zeros: float = 0.2,
+) -> Case:
+    """A random multigraph with self loops, parallel and repeated edges, and a share of exact zeros.
+
+    B=None gives (V, d) tensors. The last node has an in-edge unless ``isolated``.
+    """
+    edge_index = torch.randint(0, max(V - isolated, 1), (2, E))
+    edge_type = torch.randint(0, max(R, 1), (E,))
+    if E >= 4:
+        edge_index[0, 0] = edge_index[1, 0]  # self loop
+        edge_index[:, 2] = edge_index[:, 1]  # parallel edge
+        edge_index[:, 3], edge_type[3] = edge_index[:, 1], edge_type[1]  # the same edge again
+        edge_index[1, -1] = V - 1 - isolated
+
+    def values(*shape: int) -> Tensor:
+        x = torch.randn(shape, dtype=torch.float64)
+        return (x * (torch.rand(shape) >= zeros)).to(device, dtype)
+
+    row = (d,) if B is None else (B, d)
+    return Case(
+        edge_index.to(device),
+        edge_type.to(device),
+        V,
+        R,
+        relation=values(R, *row) if per_query else values(R, d),
+        input=values(V, *row),
+        boundary=values(V, *row) if boundary else None,
+        edge_weight=values(E) if weight else None,
+    )
+
+
+def even(d: int, mul: str) -> int:
+    """d, or the next even number where the product needs one."""
+    return d + d % 2 if mul == "rotate" else d
+
+
+def gradients(f, case: Case, grad_out: Tensor | None = None) -> dict[str, Tensor]:
+    """d(Σ grad_out·f(case)) of every tensor.
+
+    The default grad_out is the same for equal shapes, and exact in every dtype.
+    """
+    case = case.map(lambda tensor: tensor.detach().clone().requires_grad_())
+    out = f(case)
+    if grad_out is None:
+        generator = torch.Generator().manual_seed(0)
+        grad_out = torch.randint(-16, 17, out.shape, generator=generator) / 8
+    finite = out.isfinite()  # the identity of an empty row has no gradient
+    total = out.where(finite, 0).mul(grad_out.to(out)).sum()
+    return dict(
+        zip(case.tensors, torch.autograd.grad(total, list(case.tensors.values())), strict=True)
+    )
+
+
+class Record(TorchDispatchMode):
+    """Keeps every dispatched op with its arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls.append((func, args, kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def of(self, name: str) -> list[tuple[tuple, dict]]:
+        """Arguments of the recorded calls of innerloop::name."""
+        return [(a, k) for f, a, k in self.calls if f.name() == f"innerloop::{name}"]
+
+    @property
+    def names(self) -> set[str]:
+        return {f.name() for f, _, _ in self.calls}
+
+
+# torch's own warnings on the way through compile, export and forward mode.
+_TORCH_WARNINGS = [
+    r"ignore:`torch\.jit\.:DeprecationWarning",
+    r"ignore:<class 'torch\.autograd\.function\.Function'> should not be:DeprecationWarning",
+]
+
+
+def filter_torch_warnings(test):
+    for warning in _TORCH_WARNINGS:
+        test = pytest.mark.filterwarnings(warning)(test)
+    return test
+
+
+def run_python(code: str, *, timeout: float = 60, **env: str) -> str:
+    """Standard output of a fresh interpreter; a crash or a hang fails with its traceback."""
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    result = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        env={**os.environ, "PYTHONPATH": path, **env},
+    )
+    assert result.returncode == 0, f"exit {result.returncode}\n{result.stdout}\n{result.stderr}"
+    return result.stdout

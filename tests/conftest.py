@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options, seeds and poisoned allocations for every test."""
+
+import functools
+import os
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))  # tolerances.py and cases.py, under importlib mode
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--isa", help="lower the CPU kernels to this instruction set")
+    parser.addoption("--device", default="cpu", help="device of the tensors in op tests")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if isa := config.getoption("--isa"):  # read when innerloop is first imported
+        os.environ["INNERLOOP_CPU"] = isa
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return torch.device(request.config.getoption("--device"))
+
+
+@pytest.fixture(autouse=True)
+def _seed(request: pytest.FixtureRequest) -> None:
+    torch.manual_seed(zlib.crc32(request.node.nodeid.encode()))
+
+
+@pytest.fixture(autouse=True)
+def _poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the package allocates without a value holds NaN, so a forgotten element shows."""
+
+    def poisoned(allocate):
+        @functools.wraps(allocate)
+        def wrapper(*args, **kwargs):
+            tensor = allocate(*args, **kwargs)
+            caller = sys._getframe(1).f_globals.get("__name__", "")
+            if caller.startswith("innerloop") and tensor.is_floating_point():
+                tensor.fill_(torch.nan)
+            return tensor
+
+        return wrapper
+
+    for name in ("empty", "empty_like", "empty_strided"):
+        monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
+    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned(torch.Tensor.new_empty))
