@@ -8,13 +8,14 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import innerloop
 import pytest
 import torch
+from innerloop import reference
+from innerloop.reference.relational_spmm import PRODUCTS
+from innerloop.reference.relational_spmm import SUMS as REDUCE
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-
-import innerloop
-from innerloop import reference
 
 SUMS = ["sum", "mean", "max", "min", "logsumexp", "or", "pna"]
 MULS = ["mul", "add", "rotate", "min", "and"]
@@ -59,6 +60,23 @@ class Case:
             self.edge_index, self.edge_type, self.num_nodes, **self.tensors, sum=sum, mul=mul
         )
 
+    def eager(self, sum: str, mul: str) -> Tensor:
+        """The same from torch ops in the tensors' own dtype, each step rounded to it."""
+        order = self.graph.eid.long()
+        (source, target), kind = self.edge_index[:, order], self.edge_type[order]
+        shared = self.relation.dim() < self.input.dim()
+        relation = self.relation.unsqueeze(1) if shared else self.relation
+        message = PRODUCTS[mul](self.input[source], relation[kind])
+        square = message * message
+        if self.edge_weight is not None:
+            weight = self.edge_weight[order].view(-1, *[1] * (message.dim() - 1))
+            message, square = weight * message, weight * square
+        if self.boundary is not None:
+            message = torch.cat([message, self.boundary])
+            square = torch.cat([square, self.boundary * self.boundary])
+            target = torch.cat([target, torch.arange(self.num_nodes, device=target.device)])
+        return REDUCE[sum](message, square, target, self.num_nodes)
+
 
 def make_case(
     V: int = 9,
@@ -74,10 +92,12 @@ def make_case(
     weight: bool = True,
     isolated: bool = False,
     zeros: float = 0.2,
+    integers: bool = False,
 ) -> Case:
     """A random multigraph with self loops, parallel and repeated edges, and a share of exact zeros.
 
-    B=None gives (V, d) tensors. The last node has an in-edge unless ``isolated``.
+    B=None gives (V, d) tensors. The last node has an in-edge unless ``isolated``. ``integers``:
+    from -3..3, so messages are exact in every dtype, ties many, variances 0 or far from it.
     """
     edge_index = torch.randint(0, max(V - isolated, 1), (2, E))
     edge_type = torch.randint(0, max(R, 1), (E,))
@@ -88,7 +108,7 @@ def make_case(
         edge_index[1, -1] = V - 1 - isolated
 
     def values(*shape: int) -> Tensor:
-        x = torch.randn(shape, dtype=torch.float64)
+        x = torch.randint(-3, 4, shape) if integers else torch.randn(shape, dtype=torch.float64)
         return (x * (torch.rand(shape) >= zeros)).to(device, dtype)
 
     row = (d,) if B is None else (B, d)
@@ -161,7 +181,8 @@ def filter_torch_warnings(test):
 
 def run_python(code: str, *, timeout: float = 60, **env: str) -> str:
     """Standard output of a fresh interpreter; a crash or a hang fails with its traceback."""
-    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here), str(here / "ops"), os.environ.get("PYTHONPATH", "")])
     result = subprocess.run(
         [sys.executable, "-X", "faulthandler", "-W", "error", "-c", code],
         capture_output=True,

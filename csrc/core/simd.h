@@ -12,6 +12,10 @@
 #include <cstdlib>
 #include <cstring>
 
+#if defined(__FMA__)
+#include <immintrin.h>
+#endif
+
 #include "core/types.h"
 
 #define IL_INLINE inline __attribute__((always_inline))
@@ -51,6 +55,40 @@ IL_INLINE void columns(int64_t n, F&& body) {
   int64_t j = 0;
   for (; j + Lanes<A>::count <= n; j += Lanes<A>::count) body(V{}, j);
   for (; j < n; ++j) body(A{}, j);
+}
+
+// a * b + c, fused where the set has it. Contraction is off in these files, so it is always asked for by name.
+template <class V>
+IL_INLINE V fma_of(V a, V b, V c) {
+  return a * b + c;
+}
+#if defined(__AVX512F__)
+IL_INLINE Lanes<float>::type fma_of(Lanes<float>::type a, Lanes<float>::type b, Lanes<float>::type c) {
+  return (Lanes<float>::type)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+}
+IL_INLINE Lanes<double>::type fma_of(Lanes<double>::type a, Lanes<double>::type b, Lanes<double>::type c) {
+  return (Lanes<double>::type)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+}
+#elif defined(__FMA__)
+IL_INLINE Lanes<float>::type fma_of(Lanes<float>::type a, Lanes<float>::type b, Lanes<float>::type c) {
+  return (Lanes<float>::type)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+}
+IL_INLINE Lanes<double>::type fma_of(Lanes<double>::type a, Lanes<double>::type b, Lanes<double>::type c) {
+  return (Lanes<double>::type)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+}
+#endif
+
+// sum over j of term(lane, j), in a fixed order for each set.
+template <class A, class F>
+IL_INLINE A sum_of(int64_t n, F&& term) {
+  using V = typename Lanes<A>::type;
+  V wide = V{};
+  A total = A(0);
+  int64_t j = 0;
+  for (; j + Lanes<A>::count <= n; j += Lanes<A>::count) wide += term(V{}, j);
+  for (int64_t k = 0; k < Lanes<A>::count; ++k) total += wide[k];
+  for (; j < n; ++j) total += term(A{}, j);
+  return total;
 }
 
 // max/min that keep a NaN from either side.
@@ -178,6 +216,7 @@ class Scratch {
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
   A* get() { return data_; }
+  const A* data() const { return data_; }
 
  private:
   A* data_;

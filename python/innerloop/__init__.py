@@ -14,12 +14,14 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from . import compat, data, nn, ops, reference
     from .graph import RelGraph
+    from .ops.nbfnet_layer import nbfnet_layer
     from .ops.relational_spmm import relational_spmm
     from .system import cpu_isa, cpu_isas, has_cuda_kernels
 
 # name -> module that defines it; a module name alone maps to itself.
 _EXPORTS = {
     "RelGraph": ".graph",
+    "nbfnet_layer": ".ops.nbfnet_layer",
     "relational_spmm": ".ops.relational_spmm",
     "cpu_isa": ".system",
     "cpu_isas": ".system",
@@ -35,6 +37,7 @@ __all__ = [
     "cpu_isas",
     "data",
     "has_cuda_kernels",
+    "nbfnet_layer",
     "nn",
     "ops",
     "reference",

@@ -64,7 +64,7 @@ def _nbfnet(arguments: list[str]) -> int:
             prog="innerloop nbfnet",
         )
     except Interrupted as stop:
-        print(f"innerloop: {stop}: --resume auto", file=sys.stderr)
+        print(f"innerloop: {stop} with --resume auto", file=sys.stderr)
         return 130
     except (FileNotFoundError, ValueError) as error:
         if not _is_ours(error):

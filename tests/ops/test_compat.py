@@ -4,9 +4,8 @@
 import pytest
 import torch
 from cases import Case, gradients, make_case
-from tolerances import assert_close
-
 from innerloop.compat import generalized_rspmm
+from tolerances import assert_close
 
 FORMS = [(sum, mul) for sum in ("add", "min", "max") for mul in ("mul", "add")]
 
@@ -28,7 +27,13 @@ def torchdrug(case: Case, sum: str, mul: str) -> torch.Tensor:
 def pyg(case: Case, sum: str, mul: str) -> torch.Tensor:
     """Aggregates at edge_index[0] from edge_index[1]."""
     return generalized_rspmm(
-        case.edge_index.flip(0), case.edge_type, case.edge_weight, case.relation, case.input, sum, mul
+        case.edge_index.flip(0),
+        case.edge_type,
+        case.edge_weight,
+        case.relation,
+        case.input,
+        sum,
+        mul,
     )
 
 

@@ -1,17 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """relational_spmm against its plain definition, and the promises of its docstring."""
 
-import math
 import random
 import re
-import sys
-
-import pytest
-import torch
-from cases import DTYPES, MULS, PAIRS, SUMS, Case, Record, even, filter_torch_warnings, gradients, make_case, run_python
-from tolerances import assert_close, assert_close_to_truth
 
 import innerloop
+import pytest
+import torch
+from cases import (
+    DTYPES,
+    PAIRS,
+    SUMS,
+    Case,
+    Record,
+    even,
+    filter_torch_warnings,
+    gradients,
+    make_case,
+)
+from tolerances import assert_close, assert_close_to_truth
 
 # (V, E, R, B, d); B None is the (V, d) form.
 SHAPES = {
@@ -45,8 +52,14 @@ def test_forward_and_backward_float64(shape, sum, mul, device):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("sum", "mul"), PAIRS)
 def test_dtypes_and_options(sum, mul, dtype, device):
-    """Forward and backward no further from float64 truth than eager in the same dtype."""
+    """Forward and backward no further from float64 truth than eager in the same dtype.
+
+    Eager is the widened reference: stricter than torch ops that round each step. Only the backward
+    of logsumexp and pna, which starts from the rounded result, is held to those.
+    """
     choose = random.Random(f"{sum} {mul} {dtype}")
+    half = dtype in (torch.bfloat16, torch.float16)
+    steps = Case.eager if half and sum in ("logsumexp", "pna") else Case.reference
     for _ in range(2):
         case = make_case(
             B=choose.choice([1, 2, 5]),
@@ -57,16 +70,32 @@ def test_dtypes_and_options(sum, mul, dtype, device):
             boundary=choose.random() < 0.5,
             weight=choose.random() < 0.5,
             isolated=choose.random() < 0.5,
+            # elsewhere rounding may move a winner, or a variance near 0
+            integers=(half and sum in ("max", "min")) or (dtype != torch.float64 and sum == "pna"),
         )
         exact = case.map(torch.Tensor.double)
         out = case.op(sum, mul)
         assert out.dtype == dtype
         assert_close_to_truth(out, case.reference(sum, mul), exact.reference(sum, mul))
-        eager = gradients(lambda c: c.reference(sum, mul), case)
+        eager = gradients(lambda c: steps(c, sum, mul), case)
         truth = gradients(lambda c: c.reference(sum, mul), exact)
         for name, grad in gradients(lambda c: c.op(sum, mul), case).items():
             assert grad.dtype == dtype
             assert_close_to_truth(grad, eager[name], truth[name])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_gradient_of_a_near_tie_goes_to_one_edge(dtype, device):
+    """Messages that differ in float32 but round to the same result share no gradient."""
+    step = torch.finfo(dtype).eps
+    x = torch.tensor([1 + 2 * step, 1 + step], dtype=dtype, device=device).view(2, 1, 1)
+    kinds = torch.tensor([0, 1], device=device)
+    relation = torch.tensor([1, 1 + step], dtype=dtype, device=device).view(2, 1)
+    edges = torch.tensor([[0, 1], [1, 1]], device=device)  # 1 + 2·step and (1 + step)²
+    case = Case(edges, kinds, 2, 2, relation, x)
+    assert case.op("max", "mul")[1] == x[0]
+    grads = gradients(lambda c: c.op("max", "mul"), case, torch.ones(2, 1, 1))
+    assert sorted((grads["relation"].flatten() > 0).tolist()) == [False, True]
 
 
 @pytest.mark.parametrize("sum", SUMS)
@@ -343,7 +372,9 @@ def test_forward_mode_is_right_or_raises(sum):
     except (NotImplementedError, RuntimeError):
         return
     step = 1e-6
-    ahead, behind = ([x + s * t for x, t in zip(primals, tangents, strict=True)] for s in (step, -step))
+    ahead, behind = (
+        [x + s * t for x, t in zip(primals, tangents, strict=True)] for s in (step, -step)
+    )
     torch.testing.assert_close(tangent, (f(*ahead) - f(*behind)) / (2 * step), rtol=1e-4, atol=1e-5)
 
 
@@ -362,7 +393,9 @@ def test_double_backward_is_right_or_raises(nested):
         return torch.autograd.grad(first.sum(), relation)[0]
 
     rest = (case.boundary, case.edge_weight)
-    expected = second(lambda w, x: Case(**{**vars(case), "relation": w, "input": x}).reference("sum", "mul"))
+    expected = second(
+        lambda w, x: Case(**{**vars(case), "relation": w, "input": x}).reference("sum", "mul")
+    )
     assert expected.abs().max() > 1
     try:
         actual = second(lambda w, x: f(w, x, *rest))
@@ -370,222 +403,3 @@ def test_double_backward_is_right_or_raises(nested):
         assert re.search("relational_spmm|differentiate twice", str(error)), error  # noqa: PT017
         return
     assert_close(actual, expected)
-
-
-IDENTITY = {"sum": 0, "mean": 0, "or": 0, "max": -math.inf, "logsumexp": -math.inf, "min": math.inf}
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("sum", SUMS)
-def test_rows_without_edges(sum, dtype, device):
-    """Row 8 has no edge: the identity of the sum, or the boundary alone."""
-    case = make_case(isolated=True, boundary=False, dtype=dtype, device=device)
-    empty = case.op(sum, "mul")[8]
-    statistics = [0, -math.inf, math.inf, math.sqrt(1e-6)]
-    expected = torch.tensor(statistics if sum == "pna" else [IDENTITY[sum]], dtype=torch.float64)
-    assert_close(empty, expected.to(empty).view(-1, 1).expand(empty.shape).squeeze(0))
-    case.boundary = b = torch.full_like(case.input, 3.0)
-    alone = case.op(sum, "mul")[8]
-    if sum == "pna":
-        assert torch.equal(alone[:, :3], b[8].unsqueeze(1).expand(-1, 3, -1))
-    else:
-        assert torch.equal(alone, (b[8] != 0).to(dtype) if sum == "or" else b[8])
-
-
-@pytest.mark.parametrize("sum", SUMS)
-@pytest.mark.parametrize("sizes", [(0, 0, 1, 2, 4), (3, 2, 1, 0, 4), (3, 2, 1, 2, 0), (2, 0, 0, 1, 4)])
-def test_degenerate_sizes(sum, sizes, device):
-    case = make_case(*sizes, device=device)
-    out = case.op(sum, "mul")
-    assert_close(out, case.reference(sum, "mul"))
-    for name, grad in gradients(lambda c: c.op(sum, "mul"), case).items():
-        assert grad.shape == case.tensors[name].shape
-
-
-@pytest.mark.parametrize("mul", MULS)
-@pytest.mark.parametrize("sum", SUMS)
-def test_infinities(sum, mul):
-    """±inf messages follow the formula: the same infinities and NaNs as the reference."""
-    case = make_case(weight=False, zeros=0)
-    case.input[2, 0, :3] = torch.tensor([math.inf, -math.inf, 0])
-    case.input[5, 1, :4] = math.inf
-    case.boundary[4, 1] = -math.inf
-    assert_close(case.op(sum, mul), case.reference(sum, mul))
-
-
-def test_add_is_sum_and_graph_weight_is_the_default(device):
-    case = make_case(device=device)
-    graph = innerloop.RelGraph(case.edge_index, case.edge_type, 9, 3, case.edge_weight)
-    expected = case.op("sum", "mul")
-    assert torch.equal(case.op("add", "mul"), expected)
-    out = innerloop.relational_spmm(graph, case.relation, case.input, boundary=case.boundary)
-    assert torch.equal(out, expected)
-
-
-def changed(**tensors):
-    return lambda case: Case(**{**vars(case), **tensors})
-
-
-def cast(name, dtype):
-    return lambda case: changed(**{name: case.tensors[name].to(dtype)})(case)
-
-
-# what: (how the valid case is broken, sum, mul, error, words of the message)
-ERRORS = {
-    "unknown-sum": (changed(), "softmax", "mul", ValueError, ["sum", "softmax", "logsumexp", "pna"]),
-    "unknown-mul": (changed(), "sum", "div", ValueError, ["mul", "div", "rotate", "and"]),
-    "odd-rotate": (cast("input", torch.float32), "sum", "rotate", ValueError, ["rotate", "even", "7"]),
-    "relation-dtype": (cast("relation", torch.float64), "sum", "mul", TypeError, ["relation", "float64", "float32"]),
-    "weight-dtype": (cast("edge_weight", torch.float16), "sum", "mul", TypeError, ["edge_weight", "float16", "float32"]),
-    "boundary-dtype": (cast("boundary", torch.bfloat16), "sum", "mul", TypeError, ["boundary", "bfloat16", "float32"]),
-    "integer-input": (lambda c: c.map(torch.Tensor.long), "sum", "mul", TypeError, ["input", "int64"]),
-    "complex-input": (lambda c: c.map(lambda x: x.to(torch.complex64)), "sum", "mul", TypeError, ["input", "complex64"]),
-    "relation-queries": (changed(relation=torch.ones(3, 4, 7)), "sum", "mul", ValueError, ["relation", "4"]),
-    "relation-rows": (changed(relation=torch.ones(2, 7)), "sum", "mul", ValueError, ["relation", "2", "3"]),
-    "relation-width": (changed(relation=torch.ones(3, 6)), "sum", "mul", ValueError, ["relation", "6"]),
-    "input-rows": (changed(input=torch.ones(8, 2, 7)), "sum", "mul", ValueError, ["input", "8", "9"]),
-    "input-rank": (changed(input=torch.ones(9)), "sum", "mul", ValueError, ["input"]),
-    "boundary-shape": (changed(boundary=torch.ones(9, 1, 7)), "sum", "mul", ValueError, ["boundary"]),
-    "weight-shape": (changed(edge_weight=torch.ones(39)), "sum", "mul", ValueError, ["edge_weight", "39", "40"]),
-    "meta-input": (changed(input=torch.ones(9, 2, 7, device="meta")), "sum", "mul", (ValueError, TypeError, RuntimeError, NotImplementedError), ["meta"]),
-    "meta-relation": (changed(relation=torch.ones(3, 7, device="meta")), "sum", "mul", (ValueError, TypeError, RuntimeError), ["relation", "meta"]),
-    "list-relation": (changed(relation=[1.0]), "sum", "mul", TypeError, ["relation"]),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("what", ERRORS)
-def test_error_texts(what):
-    """Each names the op, the argument and what came and was expected."""
-    change, sum, mul, error, words = ERRORS[what]
-    case = change(make_case(d=7, dtype=torch.float32))
-    tensors = {n: getattr(case, n) for n in ("relation", "input", "boundary", "edge_weight")}
-    graph = make_case().graph
-    with pytest.raises(error) as caught:
-        innerloop.relational_spmm(graph, **tensors, sum=sum, mul=mul)
-    text = str(caught.value)
-    assert not [word for word in ["relational_spmm", *words] if word not in text], text
-
-
-@pytest.mark.parametrize(("sum", "mul"), PAIRS)
-def test_same_bits_in_every_run_and_for_every_thread_count(sum, mul, device):
-    case = make_case(V=97, E=1500, R=5, B=3, d=34, dtype=torch.float32, device=device)
-    case.edge_index[1, :400] = 7  # one long row
-    graph, before = case.graph, torch.get_num_threads()
-
-    def run(threads):
-        torch.set_num_threads(threads)
-        try:
-            grads = gradients(lambda c: c.op(sum, mul, graph), case)
-            return [case.op(sum, mul, graph), *grads.values()]
-        finally:
-            torch.set_num_threads(before)
-
-    first = run(1)
-    for threads in (1, 2, 4):
-        assert all(map(torch.equal, run(threads), first)), f"{threads} threads"
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("sum", SUMS)
-def test_order_of_edges_and_nodes_does_not_matter(sum, dtype, device):
-    case = make_case(dtype=dtype, device=device)
-    out = case.op(sum, "mul")
-    order = torch.randperm(40, device=device)
-    shuffled = Case(
-        **vars(case)
-        | {"edge_index": case.edge_index[:, order], "edge_type": case.edge_type[order]}
-        | {"edge_weight": case.edge_weight[order]}
-    )
-    assert_close(shuffled.op(sum, "mul"), out)
-    node = torch.randperm(9, device=device)  # new name of each node
-    moved = {"edge_index": node[case.edge_index]}
-    for name in ("input", "boundary"):
-        moved[name] = torch.empty_like(case.input).index_copy(0, node, getattr(case, name))
-    assert_close(Case(**vars(case) | moved).op(sum, "mul")[node], out)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("sum", "mul"), PAIRS)
-def test_nan_reaches_exactly_the_out_neighbours(sum, mul, dtype, device):
-    case = make_case(B=2, d=8, dtype=dtype, device=device, isolated=True)
-    source, column = 3, (slice(None), 1, slice(None))  # one row, one query
-    reached = torch.zeros(9, 2, dtype=torch.bool, device=device)
-    reached[case.edge_index[1, case.edge_index[0] == source], 1] = True
-    assert reached.any()
-    assert not reached[:, 1].all()
-    case.input[column][source] = math.nan
-    isnan = case.op(sum, mul).isnan()
-    assert torch.equal(isnan, reached.view(9, 2, *[1] * (isnan.dim() - 2)).expand_as(isnan))
-
-
-@pytest.mark.parametrize("name", ["relation", "boundary", "edge_weight"])
-@pytest.mark.parametrize(("sum", "mul"), PAIRS)
-def test_nan_of_other_arguments_propagates(sum, mul, name, device):
-    case = make_case(zeros=0.5, device=device)
-    case.tensors[name].view(-1)[-1] = math.nan
-    isnan = case.reference(sum, mul).isnan()
-    assert isnan.any()
-    assert torch.equal(case.op(sum, mul).isnan(), isnan)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("contiguous", [True, False])
-@pytest.mark.parametrize("d", [2, 14, 34])
-@pytest.mark.parametrize(("sum", "mul"), [("sum", "rotate"), ("max", "mul"), ("pna", "min")])
-def test_guard_zones(sum, mul, d, contiguous, dtype, device):
-    """Tensors carved from NaN-filled buffers: nothing beside them is read."""
-
-    def carve(x):
-        if contiguous:
-            buffer = x.new_full((x.numel() + 130,), math.nan)
-            view = buffer[65:-65].view(x.shape)
-        else:
-            buffer = x.new_full([n + 34 for n in x.shape], math.nan)
-            view = buffer[(slice(17, -17),) * x.dim()]
-        return view.copy_(x)
-
-    case = make_case(V=5, E=20, d=d, dtype=dtype, device=device)
-    carved = case.map(carve)
-    assert torch.equal(carved.op(sum, mul), case.op(sum, mul))
-    grad_out = torch.randn_like(case.op(sum, mul))
-    expected = gradients(lambda c: c.op(sum, mul), case, grad_out)
-    tensors = carved.map(lambda x: x.requires_grad_())
-    out = tensors.op(sum, mul)
-    actual = torch.autograd.grad(out, list(tensors.tensors.values()), carve(grad_out))
-    for grad, name in zip(actual, case.tensors, strict=True):
-        assert torch.equal(grad, expected[name])
-
-
-MEMORY = """
-import innerloop, pathlib, re, torch
-from cases import make_case
-torch.set_num_threads(2)
-
-def status(key):
-    return int(re.search(key + r":\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1]) * 1024
-
-def step(case, graph, grad_out, way):
-    tensors = [x.requires_grad_() for x in case.tensors.values()]
-    out = case.op("pna", "mul", graph) if way == "op" else case.reference("pna", "mul")
-    return out, *torch.autograd.grad(out, tensors, grad_out)
-
-def extra(way, V, E):
-    case = make_case(V, E, 5, 8, 32, dtype=torch.float32, weight=False)
-    graph, grad_out = case.graph, torch.rand(V, 8, 4, 32)
-    pathlib.Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again at VmRSS
-    before = status("VmRSS")
-    outputs = step(case, graph, grad_out, way)
-    return (status("VmHWM") - before - sum(x.nbytes for x in outputs)) / case.input.nbytes
-
-extra("op", 10, 100)  # code and threads are loaded
-extra("naive", 10, 100)
-print(extra("op", 20_000, 30_000), extra("naive", 20_000, 30_000))
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
-def test_memory_bound():
-    """PNA forward and backward: at most one node state beyond inputs and outputs."""
-    op, naive = map(float, run_python(MEMORY).split())
-    assert naive > 3, "the plain way must exceed the bound, or this test cannot fail"
-    assert op <= 1

@@ -7,13 +7,12 @@ Numbers are those of section 4.2 of the method's page (docs/nbfnet.md).
 import math
 from pathlib import Path
 
+import innerloop
 import pytest
 import torch
 from cases import MULS, SUMS, Case, Record, gradients, make_case, run_python
-from tolerances import assert_close
-
-import innerloop
 from innerloop.compat import generalized_rspmm
+from tolerances import assert_close
 
 
 @pytest.mark.parametrize("sum", SUMS)
@@ -92,7 +91,9 @@ def test_pitfall_5_nan_is_not_swallowed(sum):
     for position in range(3):
         x = torch.tensor([[1.0], [2.0], [3.0], [0.0]])
         x[position] = math.nan
-        graph = innerloop.RelGraph(torch.tensor([[0, 1, 2], [3, 3, 3]]), torch.zeros(3).long(), 4, 1)
+        graph = innerloop.RelGraph(
+            torch.tensor([[0, 1, 2], [3, 3, 3]]), torch.zeros(3).long(), 4, 1
+        )
         out = innerloop.relational_spmm(graph, torch.ones(1, 1), x, sum=sum)
         assert out[3].isnan().all()
         assert not out[:3].isnan().any()
@@ -165,7 +166,9 @@ def test_pitfall_8_sources_include_no_torch_header():
     for path in sources:
         lines = path.read_text().splitlines()
         includes = [line for line in lines if line.lstrip().startswith("#include")]
-        assert not [i for i in includes if any(n in i for n in ("torch", "ATen", "c10", "THC"))], path
+        assert not [i for i in includes if any(n in i for n in ("torch", "ATen", "c10", "THC"))], (
+            path
+        )
 
 
 def test_pitfall_9_needs_no_torch_geometric():

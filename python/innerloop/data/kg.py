@@ -82,17 +82,17 @@ def read_triples(path: str | Path) -> list[tuple[str, str, str]]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is malformed; the message starts with ``path:line``.
+        ValueError: the file is empty, or malformed; then the message starts with ``path:line``.
 
     Warns:
         UserWarning: a triple occurs more than once; facts are a set, so copies are dropped.
     """
     rows = _read_rows(Path(path), 3)
+    if not rows:
+        raise ValueError(f"{path}: holds no triples")
     unique = list(dict.fromkeys(rows))
     if len(unique) < len(rows):
-        warnings.warn(
-            f"{path}: dropped {len(rows) - len(unique)} duplicate triples", stacklevel=2
-        )
+        warnings.warn(f"{path}: dropped {len(rows) - len(unique)} duplicate triples", stacklevel=2)
     return unique
 
 
@@ -124,8 +124,6 @@ def read_kg(
         inductive = sibling.is_dir()
     fact_file, valid_file = _find(path, "train"), _find(path, "valid")
     facts, valid = read_triples(fact_file), read_triples(valid_file)
-    if not facts:
-        raise ValueError(f"{fact_file}: holds no triples")
     if relations is None:
         relation_ids = _number(r for _, r, _ in facts)
     else:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..graph import RelGraph
-from ..ops.relational_spmm import MULS, SUMS, relational_spmm
+from ..ops.nbfnet_layer import nbfnet_layer
+from ..ops.relational_spmm import SUMS, relational_spmm
 
 __all__ = ["GeneralizedRelationalConv", "NBFNet", "pna_scalers"]
 
@@ -122,6 +123,28 @@ class GeneralizedRelationalConv(nn.Module):
         if self.layer_norm is not None:
             hidden = self.layer_norm(hidden)
         return _ACTIVATIONS[self.activation](hidden)
+
+    def fused(
+        self, graph: RelGraph, input: Tensor, source: Tensor, query: Tensor, scalers: Tensor, residual: bool
+    ) -> Tensor:
+        """`forward` for aggregate="pna" with the query at its source as boundary, plus the short cut, as one op."""
+        norm = self.layer_norm
+        return nbfnet_layer(
+            graph,
+            self.relation_table(query).to(input.dtype),
+            input,
+            source,
+            query.to(input.dtype),
+            self.linear.weight.to(input.dtype),
+            self.linear.bias.to(input.dtype),
+            None if norm is None else norm.weight,
+            None if norm is None else norm.bias,
+            scalers,
+            mul=_MESSAGES[self.message],
+            eps=1e-5 if norm is None else norm.eps,
+            relu=self.activation == "relu",
+            residual=residual,
+        )
 
     def _combine(self, input: Tensor, update: Tensor) -> Tensor:
         own, rest = self.linear.weight.split([self.input_dim, self.input_dim], dim=1)
@@ -241,10 +264,16 @@ class NBFNet(nn.Module):
         columns = torch.arange(len(source), device=source.device)
         boundary = query.new_zeros(graph.num_nodes, len(source), self.dim)
         boundary = boundary.index_put((source, columns), query)
+        weighted = edge_weight is not None or graph.edge_weight is not None
+        fused = self.layers[0].aggregate == "pna" and not weighted
+        scalers = pna_scalers(graph, query.dtype) if fused else None
         hidden, states = boundary, []
         for layer in self.layers:
-            output = layer(graph, hidden, query, boundary, edge_weight)
-            hidden = output + hidden if self.short_cut else output
+            if fused:
+                hidden = layer.fused(graph, hidden, source, query, scalers, self.short_cut)
+            else:
+                output = layer(graph, hidden, query, boundary, edge_weight)
+                hidden = output + hidden if self.short_cut else output
             states.append(hidden)
         return (torch.cat(states, dim=-1) if self.concat_hidden else hidden), query
 

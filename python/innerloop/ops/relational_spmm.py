@@ -241,14 +241,20 @@ def _(grad_out, out, csr, relation, input, boundary, edge_weight, sum, mul, weig
     return grad_input, grad_relation, grad_boundary, grad_weight if weight_grad else input.new_empty(0)
 
 
+def edges_of_csr(csr: Tensor, nodes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """edge_index (2, E), edge_type (E,) and the user's positions (E,) of a packed CSR, in CSR order."""
+    edges = (csr.numel() - nodes - 3) // 3
+    degree = csr[2 : nodes + 3].diff().to(torch.int64)
+    source, edge_type, position = csr[nodes + 3 :].to(torch.int64).view(3, edges)
+    destination = torch.repeat_interleave(torch.arange(nodes, device=csr.device), degree, output_size=edges)
+    return torch.stack([source, destination]), edge_type, position
+
+
 def _device_reference(csr, relation, input, boundary, edge_weight, sum, mul):
     """Devices without a kernel yet: the plain definition, which does form per-edge tensors."""
-    nodes, edges = input.shape[0], (csr.numel() - input.shape[0] - 3) // 3
-    indptr = csr[2 : nodes + 3].to(torch.int64)
-    source, kind, position = csr[nodes + 3 :].to(torch.int64).view(3, edges)
-    destination = torch.repeat_interleave(torch.arange(nodes, device=csr.device), indptr.diff(), output_size=edges)
+    edge_index, edge_type, position = edges_of_csr(csr, input.shape[0])
     return _reference(
-        torch.stack([source, destination]), kind, nodes, relation, input,
+        edge_index, edge_type, input.shape[0], relation, input,
         sum=_SUM_NAMES[sum], mul=_MUL_NAMES[mul], boundary=boundary,
         edge_weight=None if edge_weight is None else edge_weight[position],
     )  # fmt: skip
@@ -277,7 +283,7 @@ def _take(t: object, dim: int | None, i: int) -> object:
     return t.select(dim, i) if isinstance(t, Tensor) and dim is not None else t
 
 
-def _loop(op, info, in_dims, args):
+def loop_over_batch(op, info, in_dims, args):
     """One call per sample: for a batched graph or batched edge weights, which the kernel has no axis for."""
     results = [op(*(_take(a, d, i) for a, d in zip(args, in_dims, strict=True))) for i in range(info.batch_size)]
     if isinstance(results[0], Tensor):
@@ -289,8 +295,7 @@ def _loop(op, info, in_dims, args):
 def _forward_vmap(info, in_dims, csr, relation, input, boundary, edge_weight, sum, mul):
     n = info.batch_size
     if in_dims[0] is not None or in_dims[4] is not None:
-        return _loop(_forward, info, in_dims, (csr, relation, input, boundary, edge_weight, sum, mul))
-    batch = input.dim() - (in_dims[2] is not None)
+        return loop_over_batch(_forward, info, in_dims, (csr, relation, input, boundary, edge_weight, sum, mul))
     batch = input.movedim(in_dims[2], 0).shape[2] if in_dims[2] is not None else input.shape[1]
     shared = relation.dim() - (in_dims[1] is not None) == 2
     if not (shared and in_dims[1] is None):
@@ -308,7 +313,7 @@ def _backward_vmap(
     n = info.batch_size
     if in_dims[2] is not None or in_dims[6] is not None or weight_grad:
         args = (grad_out, out, csr, relation, input, boundary, edge_weight, sum, mul, weight_grad)
-        return _loop(_backward, info, in_dims, args)
+        return loop_over_batch(_backward, info, in_dims, args)
     batch = input.movedim(in_dims[4], 0).shape[2] if in_dims[4] is not None else input.shape[1]
     shared = relation.dim() - (in_dims[3] is not None) == 2
     grad_input, grad_relation, grad_boundary, grad_weight = _backward(

@@ -98,7 +98,7 @@ class QueryBatches:
         return -(-longest // self.batch_size)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        mine = torch.arange(self.rank, len(self.queries), self.world_size)
+        mine = torch.arange(len(self.queries))[self.rank :: self.world_size]
         for step in range(len(self)):
             position = mine[step * self.batch_size : (step + 1) * self.batch_size]
             yield {"query": self.queries[position], "position": position}

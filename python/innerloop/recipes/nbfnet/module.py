@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-import os
 import signal
 import threading
 import time
@@ -77,6 +76,12 @@ class NBFNetTask(LightningModule):
         self._loss_sum = torch.zeros((), dtype=torch.float64)
         self._num_steps = 0
         self._seconds = 0.0
+        self._started = time.perf_counter()
+
+    @property
+    def wall_seconds(self) -> float:
+        """Time since the start of the run, all sessions of a resumed run together."""
+        return time.perf_counter() - self._started
 
     def forward(self, graph: Any, query: Tensor, target: Tensor | None = None) -> Tensor:
         """Logits of the targets (B, N), or of all entities (B, V), of queries (B, 3)."""
@@ -90,9 +95,7 @@ class NBFNetTask(LightningModule):
         graph, facts, _ = self._graph(self.trainer.datamodule.kg.train)
         query = training_queries(batch["triples"], self.num_relations)
         generator = step_generator(config.seed, batch["epoch"], 1 + batch["index"])
-        negative = facts.sample_negatives(
-            query[:, 0], query[:, 1], config.num_negative, generator
-        )
+        negative = facts.sample_negatives(query[:, 0], query[:, 1], config.num_negative, generator)
         easy = easy_edges(facts, query, negative, self.num_relations, config.remove_one_hop)
         logits = self(graph.drop(easy), query, torch.cat([query[:, 2:], negative], dim=1))
         loss = adversarial_loss(logits, config.adversarial_temperature)
@@ -118,9 +121,10 @@ class NBFNetTask(LightningModule):
         self._clock = now
 
     def on_train_epoch_end(self) -> None:
+        loss = self.trainer.strategy.reduce(self._loss_sum.to(self.device), reduce_op="mean")
         row = {
             "epoch": self.current_epoch + 1,
-            "loss": float(self._loss_sum) / max(1, self._num_steps),
+            "loss": float(loss) / max(1, self._num_steps),
             "train_seconds": self._seconds,
         }
         row.update({f"valid_{name}": value for name, value in self.metrics.items()})
@@ -155,6 +159,7 @@ class NBFNetTask(LightningModule):
             "loss_sum": float(self._loss_sum),
             "num_steps": self._num_steps,
             "seconds": self._seconds,
+            "wall_seconds": self.wall_seconds,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -162,6 +167,7 @@ class NBFNetTask(LightningModule):
         self.history = progress["history"]
         self._loss_sum.fill_(progress["loss_sum"])
         self._num_steps, self._seconds = progress["num_steps"], progress["seconds"]
+        self._started = time.perf_counter() - progress["wall_seconds"]
 
     def _start_ranking(self, split: Split) -> None:
         # One row per query, filled by the process that ranks it: their sum over processes is exact.
@@ -278,7 +284,7 @@ class Resumable(Checkpoint):
         partial = self.path.with_suffix(".partial")
         trainer.save_checkpoint(partial, weights_only=False)
         if trainer.is_global_zero:
-            os.replace(partial, self.path)
+            partial.replace(self.path)
         self._saved_at = time.monotonic()
         if stop:
             raise Interrupted(self.path)

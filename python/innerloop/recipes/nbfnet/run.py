@@ -9,10 +9,9 @@ import os
 import pickle
 import platform
 import sys
-import time
 import warnings
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -141,13 +140,12 @@ def train(
     progress: bool = True,
 ) -> dict[str, Any]:
     """Trains on ``kg`` and tests the best checkpoint; ``fit`` with the data already read."""
-    from innerloop.recipes.nbfnet.datamodule import NBFNetData
-    from innerloop.recipes.nbfnet.module import NBFNetTask, Resumable
-
     from pytorch_lightning.callbacks import ModelCheckpoint
     from pytorch_lightning.loggers import CSVLogger
 
-    start = time.perf_counter()
+    from innerloop.recipes.nbfnet.datamodule import NBFNetData
+    from innerloop.recipes.nbfnet.module import NBFNetTask, Resumable
+
     output.mkdir(parents=True, exist_ok=True)
     last = output / "last.ckpt"
     checkpoint = _resume_from(resume, last, kg, config)
@@ -169,7 +167,10 @@ def train(
         )
         datamodule = NBFNetData(kg, config)
         trainer.fit(task, datamodule, ckpt_path=checkpoint, weights_only=True)
-        saved = load_checkpoint(best.best_model_path)
+        best_path = Path(best.best_model_path)
+        if not best_path.is_file():  # the folder was moved between two sessions
+            best_path = output / "best.ckpt"
+        saved = load_checkpoint(best_path)
         task.load_state_dict(saved["state_dict"])
         test = _ranked(trainer, task, datamodule, "test")
     result = {
@@ -182,9 +183,9 @@ def train(
         "processes": trainer.world_size,
         "threads": torch.get_num_threads(),
         "epochs": task.history,
-        "wall_seconds": time.perf_counter() - start,
+        "wall_seconds": task.wall_seconds,
         "versions": _versions(),
-        "checkpoint": best.best_model_path,
+        "checkpoint": str(best_path),
     }
     if trainer.is_global_zero:
         partial = output / "metrics.json.partial"
@@ -229,9 +230,7 @@ def evaluate(
         torch.set_num_threads(threads)
     saved = load_checkpoint(checkpoint)
     hparams = saved["hyper_parameters"]
-    kg = find_dataset(
-        hparams["dataset"], data or hparams["data"], relations=hparams["relations"]
-    )
+    kg = find_dataset(hparams["dataset"], data or hparams["data"], relations=hparams["relations"])
     changes = {"eval_batch_size": eval_batch_size, "hits_samples": hits_samples}
     config = Config(
         **hparams["config"] | {key: value for key, value in changes.items() if value is not None}
@@ -313,11 +312,13 @@ def _ranked(trainer: Any, task: Any, data: Any, split: str) -> dict[str, float]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Holds back Lightning's notes on hardware and its advice, which do not apply here."""
-    loggers = [
-        logging.getLogger(name)
-        for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.rank_zero",
-                     "pytorch_lightning.accelerators.cuda", "lightning_fabric.utilities.seed")
-    ]  # fmt: skip
+    names = (
+        "pytorch_lightning.utilities.rank_zero",
+        "lightning_fabric.utilities.rank_zero",
+        "lightning_fabric.utilities.distributed",
+        "pytorch_lightning.accelerators.cuda",
+    )
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.WARNING)

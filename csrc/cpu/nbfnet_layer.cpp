@@ -1,0 +1,424 @@
+// SPDX-License-Identifier: Apache-2.0
+// nbfnet_layer: a whole PNA layer of NBFNet in one pass over the nodes (Zhu et al. 2021, section 3.3):
+//   f(v)   = PNA over in-edges of input[x] (x) relation[r], and the query where v is its source    (4 d)
+//   pre(v) = W [input(v), f(v) (x) scalers(v)] + b                                                 (D)
+//   out(v) = relu(LayerNorm(pre(v))) (+ input(v))
+//
+// The scalers depend on the degree alone, so the 12 d wide product is a 4 d wide one with the weights
+// W1 + s W2 + s' W3 of that degree. Rows are visited by degree and those weights made once for each: a third of the
+// multiplications, and neither the 12-fold nor the 4-fold feature tensor exists. A row's features stay in L1 from
+// the gather to the store. Backward makes the features again from `input` (memory: `input` and `pre` of each layer)
+// and keeps everything else in L1 as well; per node state U it reads input, pre and grad_out and writes grad_input.
+//
+// Parallel over blocks of queries (and row ranges in forward). Parameter gradients are kept per block and reduced in
+// block order: the bits do not depend on the threads.
+#include "cpu/nbfnet_layer.h"
+
+#include "core/gemm.h"
+#include "cpu/relational_rows.h"
+
+namespace il {
+namespace IL_ISA {
+namespace {
+
+constexpr int64_t kColumns = 256;  // of a block: 1 KB rows, and enough blocks for the threads
+constexpr int kGroup = 4;          // nodes of one degree that share a trip through the weights
+constexpr int kScalers = 3;
+constexpr int kStatistics = 4;
+
+int64_t layer_columns(const NbfnetLayer& p) {
+  const int64_t queries = min64(max64(kColumns / max64(p.dim, 1), 1), max64((p.batch + 3) / 4, 1));
+  return queries * p.dim;
+}
+
+RelationalSpmm spmm_of(const NbfnetLayer& p) {
+  RelationalSpmm s{};
+  s.graph = p.graph;
+  s.num_relations = p.num_relations;
+  s.batch = p.batch;
+  s.dim = p.dim;
+  s.dtype = p.dtype;
+  s.sum = Sum::kPna;
+  s.mul = p.mul;
+  s.shared = p.shared;
+  s.input = p.input;
+  s.relation = p.relation;
+  s.threads = p.threads;
+  return s;
+}
+
+int64_t degree(const CsrView& g, int64_t v) { return g.indptr[v + 1] - g.indptr[v]; }
+
+// Nodes by in-degree (counting sort, stable), cut into groups of up to kGroup nodes of one degree.
+struct Groups {
+  Scratch<int32_t> order;  // [V]
+  Scratch<int32_t> start;  // [count + 1]
+  int64_t count = 0;
+
+  explicit Groups(const CsrView& g) : order(g.num_nodes), start(g.num_nodes + 1) {
+    int64_t largest = 0;
+    for (int64_t v = 0; v < g.num_nodes; ++v) largest = max64(largest, degree(g, v));
+    Scratch<int32_t> buckets(largest + 2);
+    int32_t* next = buckets.get();
+    fill(next, largest + 2, int32_t(0));
+    for (int64_t v = 0; v < g.num_nodes; ++v) ++next[degree(g, v) + 1];
+    for (int64_t k = 0; k <= largest; ++k) next[k + 1] += next[k];
+    for (int64_t v = 0; v < g.num_nodes; ++v) order.get()[next[degree(g, v)]++] = int32_t(v);
+    for (int64_t i = 0; i < g.num_nodes;) {
+      start.get()[count++] = int32_t(i);
+      const int64_t first = degree(g, order.get()[i]), begin = i;
+      while (i < g.num_nodes && i - begin < kGroup && degree(g, order.get()[i]) == first) ++i;
+    }
+    start.get()[count] = int32_t(g.num_nodes);
+  }
+  const int32_t* nodes(int64_t i) const { return order.data() + start.data()[i]; }
+  int64_t size(int64_t i) const { return start.data()[i + 1] - start.data()[i]; }
+};
+
+// Column of the official weight that belongs to statistic t of channel c under scaler k.
+IL_INLINE int64_t update_column(int64_t d, int64_t c, int64_t t, int64_t k) {
+  return d + (c * kStatistics + t) * kScalers + k;
+}
+
+// Weights by use: own [d][D]; then for each scaler k one [4 d][D], statistic-major.
+template <class A>
+struct Weights {
+  int64_t d, D;
+  Scratch<A> own;
+  Scratch<A> update;
+
+  explicit Weights(const NbfnetLayer& p)
+      : d(p.dim), D(p.out_dim), own(d * D), update(kScalers * kStatistics * d * D) {
+    const A* w = static_cast<const A*>(p.weight);
+    for (int64_t n = 0; n < D; ++n, w += 13 * d) {
+      for (int64_t c = 0; c < d; ++c) {
+        own.get()[c * D + n] = w[c];
+        for (int64_t t = 0; t < kStatistics; ++t) {
+          for (int64_t k = 0; k < kScalers; ++k) {
+            update.get()[((k * kStatistics + t) * d + c) * D + n] = w[update_column(d, c, t, k)];
+          }
+        }
+      }
+    }
+  }
+
+  // out [4 d][D] = W1 + s W2 + s' W3
+  void combine(const A* scalers, A* out) const {
+    const int64_t n = kStatistics * d * D;
+    const A *w1 = update.data(), *w2 = w1 + n, *w3 = w2 + n;
+    for (int64_t i = 0; i < n; ++i) out[i] = scalers[0] * w1[i] + scalers[1] * w2[i] + scalers[2] * w3[i];
+  }
+};
+
+template <class A>
+void transpose(const A* from, int64_t rows, int64_t cols, A* to) {
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < cols; ++j) to[j * rows + i] = from[i * cols + j];
+  }
+}
+
+// The boundary of row v: the query of every column whose source is v, zero elsewhere.
+template <class A>
+void boundary_row(const NbfnetLayer& p, Block block, int64_t v, A* out) {
+  fill(out, block.width, A(0));
+  const A* query = static_cast<const A*>(p.query);
+  for (int64_t q = 0; q < block.width / p.dim; ++q) {
+    if (p.source[block.query + q] != v) continue;
+    std::memcpy(out + q * p.dim, query + (block.query + q) * p.dim, p.dim * sizeof(A));
+  }
+}
+
+template <class A>
+struct Moments {
+  A mean, inverse_std;
+};
+
+template <class A>
+IL_INLINE Moments<A> moments(const A* y, int64_t n, A eps) {
+  const A mean = sum_of<A>(n, [&](auto lane, int64_t j) { return load<decltype(lane)>(y + j); }) / A(n);
+  const A variance = sum_of<A>(n, [&](auto lane, int64_t j) {
+                       auto t = load<decltype(lane)>(y + j) - mean;
+                       return t * t;
+                     }) / A(n);
+  return {mean, A(1) / root(variance + eps)};
+}
+
+// out = relu(LayerNorm(y)) (+ input), each step if wanted; one query of one row.
+template <class A>
+void epilogue(const NbfnetLayer& p, const A* y, const A* input, A* out) {
+  const A* gain = static_cast<const A*>(p.norm_weight);
+  const A* shift = static_cast<const A*>(p.norm_bias);
+  Moments<A> m{A(0), A(1)};
+  if (gain != nullptr) m = moments(y, p.out_dim, A(p.eps));
+  columns<A>(p.out_dim, [&](auto lane, int64_t j) {
+    using V = decltype(lane);
+    V z = load<V>(y + j);
+    if (gain != nullptr) z = (z - m.mean) * m.inverse_std * load<V>(gain + j) + load<V>(shift + j);
+    if (p.relu) z = z < V{} ? V{} : z;  // NaN stays
+    if (p.residual) z += load<V>(input + j);
+    store(out + j, z);
+  });
+}
+
+// Row buffers of one node of a group.
+template <class A>
+RowBuffers<A> node_buffers(const RowBuffers<A>& b, int64_t offset) {
+  return {b.s + offset, b.q + offset, b.hi + offset, b.lo + offset, b.shift};
+}
+
+template <class A>
+void forward(const NbfnetLayer& p) {
+  const RelationalSpmm s = spmm_of(p);
+  const int64_t d = p.dim, D = p.out_dim, V = p.graph.num_nodes;
+  const Blocks blocks(p.batch, d, layer_columns(p));
+  const Weights<A> weights(p);
+  const Groups groups(p.graph);
+  const int64_t chunks = min64(max64(groups.count / 16, 1), 64);
+  const bool small = (p.graph.num_edges + V) * p.batch * d < 4096;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(p.threads) if (!small && p.threads > 1)
+  for (int64_t task = 0; task < blocks.count * chunks; ++task) {
+    const Block block = blocks[task % blocks.count];
+    const int64_t w = block.width, queries = w / d;
+    Scratch<A> scratch(w * (2 + kUnroll + 5 * kGroup) + kGroup * queries * D + kStatistics * d * D);
+    A* a = scratch.get();
+    A* boundary = a;
+    const Walk<A> walk(s, block, a + 2 * w);
+    const RowBuffers<A> b = {a + (2 + kUnroll) * w, a + (2 + kUnroll + kGroup) * w,
+                             a + (2 + kUnroll + 2 * kGroup) * w, a + (2 + kUnroll + 3 * kGroup) * w, a + w};
+    A* input = a + (2 + kUnroll + 4 * kGroup) * w;
+    A* y = input + kGroup * w;
+    A* combined = y + kGroup * queries * D;
+    const A* statistics[kStatistics] = {b.s, b.hi, b.lo, b.q};
+    int64_t combined_degree = -1;
+    // Groups are dealt out like cards: the large degrees, which come last in the order, are shared by all tasks.
+    for (int64_t i = task / blocks.count; i < groups.count; i += chunks) {
+      const int32_t* nodes = groups.nodes(i);
+      const int64_t size = groups.size(i);
+      if (degree(p.graph, nodes[0]) != combined_degree) {
+        combined_degree = degree(p.graph, nodes[0]);
+        weights.combine(static_cast<const A*>(p.scalers) + kScalers * nodes[0], combined);
+      }
+      for (int64_t k = 0; k < size; ++k) {
+        boundary_row(p, block, nodes[k], boundary);
+        pna_reduce_row(walk, nodes[k], static_cast<const A*>(boundary), node_buffers(b, k * w));
+        std::memcpy(input + k * w, walk.x + nodes[k] * walk.columns_total, w * sizeof(A));
+      }
+      const int64_t rows = size * queries;
+      for (int64_t r = 0; r < rows; ++r) std::memcpy(y + r * D, p.bias, D * sizeof(A));
+      gemm<A>({input, d, 1}, weights.own.data(), D, y, D, rows, D, d, true);
+      for (int t = 0; t < kStatistics; ++t) {
+        gemm<A>({statistics[t], d, 1}, combined + t * d * D, D, y, D, rows, D, d, true);
+      }
+      for (int64_t r = 0; r < rows; ++r) {
+        const int64_t at = (nodes[r / queries] * p.batch + block.query + r % queries) * D;
+        std::memcpy(static_cast<A*>(p.pre) + at, y + r * D, D * sizeof(A));
+        epilogue(p, y + r * D, input + r * d, static_cast<A*>(p.out) + at);
+      }
+    }
+  }
+}
+
+// Parameter gradients of one block, laid out like Weights, then bias and LayerNorm.
+template <class A>
+struct ParameterGrads {
+  A *own, *update, *bias, *gain, *shift;
+  static int64_t size(int64_t d, int64_t D) { return (1 + kScalers * kStatistics) * d * D + 3 * D; }
+  ParameterGrads(A* base, int64_t d, int64_t D) : own(base) {
+    update = own + d * D;
+    bias = update + kScalers * kStatistics * d * D;
+    gain = bias + D;
+    shift = gain + D;
+  }
+};
+
+// Back through residual, relu and LayerNorm for one query of one row: gy = d pre, and the parameters' gradients.
+template <class A>
+void epilogue_backward(const NbfnetLayer& p, const A* y, const A* grad_out, A* gy, const ParameterGrads<A>& grads) {
+  const int64_t D = p.out_dim;
+  const A* gain = static_cast<const A*>(p.norm_weight);
+  const A* shift = static_cast<const A*>(p.norm_bias);
+  if (gain == nullptr) {
+    columns<A>(D, [&](auto lane, int64_t j) {
+      using V = decltype(lane);
+      V g = load<V>(grad_out + j);
+      if (p.relu) g = load<V>(y + j) > V{} ? g : V{};
+      store(gy + j, g);
+      store(grads.bias + j, load<V>(grads.bias + j) + g);
+    });
+    return;
+  }
+  const Moments<A> m = moments(y, D, A(p.eps));
+  columns<A>(D, [&](auto lane, int64_t j) {
+    using V = decltype(lane);
+    const V x = (load<V>(y + j) - m.mean) * m.inverse_std, w = load<V>(gain + j);
+    V g = load<V>(grad_out + j);
+    if (p.relu) g = x * w + load<V>(shift + j) > V{} ? g : V{};
+    store(grads.gain + j, load<V>(grads.gain + j) + g * x);
+    store(grads.shift + j, load<V>(grads.shift + j) + g);
+    store(gy + j, g * w);
+  });
+  const A mean = sum_of<A>(D, [&](auto lane, int64_t j) { return load<decltype(lane)>(gy + j); }) / A(D);
+  const A slope = sum_of<A>(D, [&](auto lane, int64_t j) {
+                    using V = decltype(lane);
+                    return load<V>(gy + j) * (load<V>(y + j) - m.mean);
+                  }) * m.inverse_std / A(D);
+  columns<A>(D, [&](auto lane, int64_t j) {
+    using V = decltype(lane);
+    const V x = (load<V>(y + j) - m.mean) * m.inverse_std;
+    const V g = (load<V>(gy + j) - mean - x * slope) * m.inverse_std;
+    store(gy + j, g);
+    store(grads.bias + j, load<V>(grads.bias + j) + g);
+  });
+}
+
+template <class A>
+void backward_block(const NbfnetLayerBackward& args, const RelationalSpmm& s, Block block, const Groups& groups,
+                    const Weights<A>& weights, const A* own_transposed, const ParameterGrads<A>& grads,
+                    A* shared_relation_grad) {
+  const NbfnetLayer& p = args.forward;
+  const int64_t d = p.dim, D = p.out_dim, V = p.graph.num_nodes, w = block.width, queries = w / d;
+  const int64_t table = kStatistics * d * D, wide = kGroup * w;
+  Scratch<A> scratch(w * (2 + kUnroll) + 11 * wide + kGroup * queries * D + 3 * table);
+  A* a = scratch.get();
+  A* gm = a;  // also the shift of the reduction
+  Walk<A> walk(s, block, a + 2 * w);
+  a += (2 + kUnroll) * w;
+  const RowBuffers<A> b = {a, a + wide, a + 2 * wide, a + 3 * wide, gm};
+  A* boundary = a + 4 * wide;
+  A* input = a + 5 * wide;
+  A* input_grad = a + 6 * wide;
+  A* feature_grad[kStatistics] = {a + 7 * wide, a + 8 * wide, a + 9 * wide, a + 10 * wide};  // mean max min std
+  A* gy = a + 11 * wide;
+  A* combined = gy + kGroup * queries * D;
+  A* combined_transposed = combined + table;
+  A* combined_grad = combined_transposed + table;
+  const A* statistics[kStatistics] = {b.s, b.hi, b.lo, b.q};
+
+  A* grad_input = static_cast<A*>(args.grad_input) + walk.first_column;
+  A* grad_relation = p.shared ? shared_relation_grad : static_cast<A*>(args.grad_relation) + walk.first_column;
+  for (int64_t v = 0; v < V; ++v) fill(grad_input + v * walk.columns_total, w, A(0));
+  for (int64_t r = 0; r < p.num_relations; ++r) fill(grad_relation + r * walk.rel_stride, p.shared ? d : w, A(0));
+  fill(grads.own, ParameterGrads<A>::size(d, D), A(0));
+  fill(combined_grad, table, A(0));
+
+  int64_t combined_degree = -1;
+  const A* scalers = nullptr;
+  auto flush = [&] {  // d W_k += scaler_k d (combined)
+    for (int k = 0; scalers != nullptr && k < kScalers; ++k) {
+      A* into = grads.update + k * table;
+      for (int64_t i = 0; i < table; ++i) into[i] += scalers[k] * combined_grad[i];
+    }
+    fill(combined_grad, table, A(0));
+  };
+  for (int64_t i = 0; i < groups.count; ++i) {
+    const int32_t* nodes = groups.nodes(i);
+    const int64_t size = groups.size(i), rows = size * queries;
+    if (degree(p.graph, nodes[0]) != combined_degree) {
+      flush();
+      combined_degree = degree(p.graph, nodes[0]);
+      scalers = static_cast<const A*>(p.scalers) + kScalers * nodes[0];
+      weights.combine(scalers, combined);
+      for (int t = 0; t < kStatistics; ++t) transpose(combined + t * d * D, d, D, combined_transposed + t * d * D);
+    }
+    for (int64_t k = 0; k < size; ++k) {
+      boundary_row(p, block, nodes[k], boundary + k * w);
+      pna_reduce_row(walk, nodes[k], static_cast<const A*>(boundary + k * w), node_buffers(b, k * w));
+      std::memcpy(input + k * w, walk.x + nodes[k] * walk.columns_total, w * sizeof(A));
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t at = (nodes[r / queries] * p.batch + block.query + r % queries) * D;
+      epilogue_backward(p, static_cast<const A*>(p.pre) + at, static_cast<const A*>(args.grad_out) + at, gy + r * D,
+                        grads);
+    }
+    gemm<A>({input, 1, d}, gy, D, grads.own, D, d, D, rows, true);
+    gemm<A>({gy, D, 1}, own_transposed, d, input_grad, d, rows, d, D, false);
+    for (int t = 0; t < kStatistics; ++t) {
+      gemm<A>({statistics[t], 1, d}, gy, D, combined_grad + t * d * D, D, d, D, rows, true);
+      gemm<A>({gy, D, 1}, combined_transposed + t * d * D, d, feature_grad[t], d, rows, d, D, false);
+    }
+    const A inverse = A(1) / A(combined_degree + 1);
+    const A floor = root(A(kMinVariance));
+    for (int64_t j = 0; j < size * w; ++j) {  // d std becomes the spread, d mean its share of each message
+      A spread = feature_grad[3][j] * inverse / b.q[j];
+      feature_grad[0][j] *= inverse;
+      feature_grad[3][j] = b.q[j] <= floor ? A(0) : spread;
+    }
+    for (int64_t k = 0; k < size; ++k) {
+      const int64_t v = nodes[k], o = k * w;
+      const RowGrads<A> row = {feature_grad[0] + o, b.s + o,  feature_grad[3] + o, b.hi + o,
+                               b.lo + o, feature_grad[1] + o, feature_grad[2] + o};
+      A* grad_row = grad_input + v * walk.columns_total;
+      const A* grad_out = static_cast<const A*>(args.grad_out) + (v * p.batch + block.query) * D;
+      for (int64_t j = 0; j < w; ++j) grad_row[j] += input_grad[o + j];
+      for (int64_t j = 0; p.residual && j < w; ++j) grad_row[j] += grad_out[j];
+      scatter_row(walk, v, row, gm, grad_input, grad_relation, static_cast<A*>(nullptr));
+      for (int64_t q = 0; q < queries; ++q) {
+        if (p.source[block.query + q] != v) continue;
+        A* grad_query = static_cast<A*>(args.grad_query) + (block.query + q) * d;
+        for (int64_t j = 0; j < d; ++j) {
+          const int64_t c = q * d + j;
+          const A value = boundary[o + c];
+          grad_query[j] = row.g[c] + (value - row.out[c]) * row.spread[c] +
+                          (value == row.hi[c] ? row.hi_left[c] : A(0)) +
+                          (value == row.lo[c] ? row.lo_left[c] : A(0));
+        }
+      }
+    }
+  }
+  flush();
+}
+
+template <class A>
+void backward(const NbfnetLayerBackward& args) {
+  const NbfnetLayer& p = args.forward;
+  const RelationalSpmm s = spmm_of(p);
+  const int64_t d = p.dim, D = p.out_dim, V = p.graph.num_nodes;
+  const Blocks blocks(p.batch, d, layer_columns(p));
+  const Weights<A> weights(p);
+  Scratch<A> own_transposed(d * D);
+  transpose(weights.own.data(), d, D, own_transposed.get());
+  const Groups groups(p.graph);
+  const int64_t table = p.num_relations * d, parameters = ParameterGrads<A>::size(d, D);
+  Scratch<A> relation_parts(p.shared ? blocks.count * table : 0);
+  Scratch<A> parameter_parts((blocks.count + 1) * parameters);
+  const bool small = (p.graph.num_edges + V) * p.batch * d < 4096;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(p.threads) if (!small && p.threads > 1)
+  for (int64_t i = 0; i < blocks.count; ++i) {
+    backward_block<A>(args, s, blocks[i], groups, weights, own_transposed.get(),
+                      ParameterGrads<A>(parameter_parts.get() + i * parameters, d, D),
+                      p.shared ? relation_parts.get() + i * table : nullptr);
+  }
+  if (p.shared) reduce_parts(relation_parts.get(), blocks.count, table, static_cast<A*>(args.grad_relation));
+  A* total = parameter_parts.get() + blocks.count * parameters;
+  reduce_parts(parameter_parts.get(), blocks.count, parameters, total);
+  const ParameterGrads<A> g(total, d, D);
+  A* grad_weight = static_cast<A*>(args.grad_weight);
+  for (int64_t n = 0; n < D; ++n, grad_weight += 13 * d) {
+    for (int64_t c = 0; c < d; ++c) {
+      grad_weight[c] = g.own[c * D + n];
+      for (int64_t t = 0; t < kStatistics; ++t) {
+        for (int64_t k = 0; k < kScalers; ++k) {
+          grad_weight[update_column(d, c, t, k)] = g.update[((k * kStatistics + t) * d + c) * D + n];
+        }
+      }
+    }
+  }
+  std::memcpy(args.grad_bias, g.bias, D * sizeof(A));
+  if (args.grad_norm_weight != nullptr) {
+    std::memcpy(args.grad_norm_weight, g.gain, D * sizeof(A));
+    std::memcpy(args.grad_norm_bias, g.shift, D * sizeof(A));
+  }
+}
+
+}  // namespace
+
+void nbfnet_layer(const NbfnetLayer& args) {
+  args.dtype == DType::kFloat64 ? forward<double>(args) : forward<float>(args);
+}
+
+void nbfnet_layer_backward(const NbfnetLayerBackward& args) {
+  args.forward.dtype == DType::kFloat64 ? backward<double>(args) : backward<float>(args);
+}
+
+}  // namespace IL_ISA
+}  // namespace il

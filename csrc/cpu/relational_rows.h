@@ -1,0 +1,591 @@
+// SPDX-License-Identifier: Apache-2.0
+// Row routines of generalized Bellman-Ford: the messages of one destination's in-edges, their reduction, and the
+// way back. Included once per instruction set by the kernels built on them (relational_spmm, nbfnet_layer).
+//
+// A row of `input` is B*d contiguous columns, and work is cut into column blocks of whole queries. Edges of a row
+// go four at a time: the accumulators, which live in L1, are then loaded and stored once per four messages.
+#pragma once
+
+#include "core/simd.h"
+#include "cpu/relational_spmm.h"
+
+namespace il {
+namespace IL_ISA {
+namespace {
+
+constexpr int kUnroll = 4;
+
+inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+
+struct Block {
+  int64_t query;  // first query
+  int64_t width;  // columns
+};
+
+struct Blocks {
+  int64_t queries;  // per block
+  int64_t count;
+  int64_t batch, dim;
+  Blocks(int64_t batch, int64_t dim, int64_t columns) : batch(batch), dim(dim) {
+    queries = min64(max64(columns / max64(dim, 1), 1), max64(batch, 1));
+    count = (batch + queries - 1) / queries;
+  }
+  Block operator[](int64_t i) const {
+    int64_t q = i * queries;
+    return {q, min64(queries, batch - q) * dim};
+  }
+};
+
+// Row ranges with about equal work, independent of the thread count.
+struct RowRanges {
+  const CsrView& g;
+  int64_t count;
+  explicit RowRanges(const CsrView& g) : g(g) { count = min64(max64((g.num_nodes + g.num_edges) / 1024, 1), 256); }
+  int64_t first(int64_t i) const {
+    int64_t target = (g.num_nodes + g.num_edges) * i / count;
+    int64_t lo = 0, hi = g.num_nodes;
+    while (lo < hi) {
+      int64_t mid = (lo + hi) / 2;
+      if (mid + g.indptr[mid] < target) {
+        lo = mid + 1;
+      } else {
+        hi = mid;
+      }
+    }
+    return lo;
+  }
+};
+
+// ---- messages -------------------------------------------------------------------------------------------------
+
+// Raw message x (x) r into the accumulation type. Columns come in chunks that share one relation row: the whole
+// block when the table is per query (step = 1 chunk), d columns when it is shared.
+template <class T, class A>
+void message_row(Mul mul, const T* x, const T* r, int64_t width, int64_t dim, bool shared, A* out) {
+  int64_t half = dim / 2;
+  if (mul != Mul::kRotate && !shared) dim = width;
+  for (int64_t base = 0; base < width; base += dim) {
+    const T* xb = x + base;
+    const T* rb = shared ? r : r + base;
+    A* m = out + base;
+    switch (mul) {
+      case Mul::kMul:
+        if (dim == 1) {  // scalar edges: vectorise over queries instead
+          A w = widen(r[0]);
+          for (int64_t j = 0; j < width; ++j) out[j] = widen(x[j]) * w;
+          return;
+        }
+        for (int64_t j = 0; j < dim; ++j) m[j] = widen(xb[j]) * widen(rb[j]);
+        break;
+      case Mul::kAdd:
+        if (dim == 1) {
+          A w = widen(r[0]);
+          for (int64_t j = 0; j < width; ++j) out[j] = widen(x[j]) + w;
+          return;
+        }
+        for (int64_t j = 0; j < dim; ++j) m[j] = widen(xb[j]) + widen(rb[j]);
+        break;
+      case Mul::kRotate:
+        for (int64_t j = 0; j < half; ++j) {
+          A a = widen(xb[j]), b = widen(xb[half + j]), c = widen(rb[j]), s = widen(rb[half + j]);
+          m[j] = a * c - b * s;
+          m[half + j] = a * s + b * c;
+        }
+        break;
+      case Mul::kMin:
+        for (int64_t j = 0; j < dim; ++j) m[j] = nan_min(A(widen(xb[j])), A(widen(rb[j])));
+        break;
+      case Mul::kAnd:
+        for (int64_t j = 0; j < dim; ++j) {
+          A a = widen(xb[j]), b = widen(rb[j]);
+          A both = (a != A(0)) & (b != A(0)) ? A(1) : A(0);
+          m[j] = (a != a) | (b != b) ? A(NAN) : both;
+        }
+        break;
+    }
+  }
+}
+
+// Where the messages of up to four edges of a row come from. Buffered: already computed into L1 rows.
+// Product/Sum: formed on the fly from the tensors (float or double storage only).
+struct Buffered {
+  template <class V, class A>
+  static IL_INLINE V at(const A* m, const A*, int64_t j) {
+    return load<V>(m + j);
+  }
+};
+struct Product {
+  template <class V, class A>
+  static IL_INLINE V at(const A* x, const A* r, int64_t j) {
+    return load<V>(x + j) * load<V>(r + j);
+  }
+};
+struct Translation {
+  template <class V, class A>
+  static IL_INLINE V at(const A* x, const A* r, int64_t j) {
+    return load<V>(x + j) + load<V>(r + j);
+  }
+};
+
+template <class A>
+struct EdgeGroup {
+  const A* x[kUnroll];
+  const A* r[kUnroll];
+  A weight[kUnroll];
+  int count;
+  int32_t first;  // position of the group's first edge in the CSR
+};
+
+template <class A>
+struct RowBuffers {  // one row of `width` each
+  A *s, *q, *hi, *lo, *shift;
+};
+
+// ---- forward --------------------------------------------------------------------------------------------------
+
+template <Sum S, bool Weighted, class M, int N, class A>
+IL_INLINE void accumulate(const EdgeGroup<A>& e, int64_t base, int64_t n, bool shared, const RowBuffers<A>& b) {
+  const int64_t roff = shared ? 0 : base;
+  columns<A>(n, [&](auto lane, int64_t j) {
+    using V = decltype(lane);
+    const int64_t c = base + j;
+    V m[N];
+    for (int k = 0; k < N; ++k) m[k] = M::template at<V>(e.x[k] + base, e.r[k] + roff, j);
+    if constexpr (S == Sum::kSum) {
+      V s = load<V>(b.s + c);
+      for (int k = 0; k < N; ++k) s += m[k];
+      store(b.s + c, s);
+    } else if constexpr (S == Sum::kMax) {
+      V s = load<V>(b.s + c);
+      for (int k = 0; k < N; ++k) s = nan_max(s, m[k]);
+      store(b.s + c, s);
+    } else if constexpr (S == Sum::kMin) {
+      V s = load<V>(b.s + c);
+      for (int k = 0; k < N; ++k) s = nan_min(s, m[k]);
+      store(b.s + c, s);
+    } else if constexpr (S == Sum::kOr) {
+      V s = load<V>(b.s + c), zero = s - s, one = zero + A(1);
+      for (int k = 0; k < N; ++k) {
+        V t = m[k] != m[k] ? m[k] : (m[k] != zero ? one : s);
+        s = s != s ? s : t;
+      }
+      store(b.s + c, s);
+    } else {
+      static_assert(S == Sum::kPna);
+      V s = load<V>(b.s + c), q = load<V>(b.q + c), hi = load<V>(b.hi + c), lo = load<V>(b.lo + c);
+      if constexpr (Weighted) {
+        for (int k = 0; k < N; ++k) {
+          V am = m[k] * e.weight[k];
+          s += am;
+          q += am * m[k];
+          hi = nan_max(hi, am);
+          lo = nan_min(lo, am);
+        }
+      } else {
+        V shift = load<V>(b.shift + c);
+        for (int k = 0; k < N; ++k) {
+          V t = m[k] - shift;
+          s += t;
+          q += t * t;
+          hi = m[k] > hi ? m[k] : hi;  // a NaN reaches q and is put back at the end of the row
+          lo = m[k] < lo ? m[k] : lo;
+        }
+      }
+      store(b.s + c, s);
+      store(b.q + c, q);
+      store(b.hi + c, hi);
+      store(b.lo + c, lo);
+    }
+  });
+}
+
+template <Sum S, bool Weighted, class M, class A>
+void accumulate_group(const EdgeGroup<A>& e, int64_t width, int64_t chunk, bool shared, const RowBuffers<A>& b) {
+  for (int64_t base = 0; base < width; base += chunk) {
+    int64_t n = min64(chunk, width - base);
+    switch (e.count) {
+      case 4: accumulate<S, Weighted, M, 4>(e, base, n, shared, b); break;
+      case 3: accumulate<S, Weighted, M, 3>(e, base, n, shared, b); break;
+      case 2: accumulate<S, Weighted, M, 2>(e, base, n, shared, b); break;
+      default: accumulate<S, Weighted, M, 1>(e, base, n, shared, b); break;
+    }
+  }
+}
+
+// sum of exp(m - shift) for one edge.
+template <class A>
+void accumulate_exp(const A* m, int64_t width, const RowBuffers<A>& b) {
+  for (int64_t j = 0; j < width; ++j) b.q[j] += exp_of(m[j] - b.shift[j]);
+}
+
+// What a row walk needs to know; built once per task.
+template <class T>
+struct Walk {
+  using A = typename AccOf<T>::type;
+  const RelationalSpmm& p;
+  Block block;
+  int64_t width, columns_total, first_column;
+  const T* x;         // input, at the block's first column
+  const T* relation;  // relation table, likewise (or its start when shared)
+  int64_t rel_stride;
+  const T* weight;
+  bool direct;   // messages formed inside the accumulation loop
+  A* messages;   // kUnroll rows of `width`
+
+  Walk(const RelationalSpmm& p, Block block, A* messages) : p(p), block(block), messages(messages) {
+    width = block.width;
+    columns_total = p.batch * p.dim;
+    first_column = block.query * p.dim;
+    x = static_cast<const T*>(p.input) + first_column;
+    relation = static_cast<const T*>(p.relation) + (p.shared ? 0 : first_column);
+    rel_stride = p.shared ? p.dim : columns_total;
+    weight = static_cast<const T*>(p.weight);
+    constexpr bool same = sizeof(T) == sizeof(A);
+    bool long_chunks = !p.shared || p.dim >= Lanes<A>::count;
+    direct = same && (p.mul == Mul::kMul || p.mul == Mul::kAdd) && long_chunks &&
+             (p.weight == nullptr || (p.sum == Sum::kPna));
+  }
+
+  const T* source_row(int32_t e) const { return x + p.graph.src[e] * columns_total; }
+  const T* relation_row(int32_t e) const { return relation + p.graph.rel[e] * rel_stride; }
+  A edge_weight(int32_t e) const { return weight == nullptr ? A(1) : A(widen(weight[p.graph.eid[e]])); }
+  int64_t chunk() const { return direct && p.shared ? p.dim : width; }
+
+  // Edges [begin, end) of one row in groups; `use` gets the group with messages ready for Buffered or direct use.
+  template <class F>
+  IL_INLINE void groups(int32_t begin, int32_t end, bool premultiply, F&& use) const {
+    for (int32_t e = begin; e < end; e += kUnroll) {
+      EdgeGroup<A> group;
+      group.first = e;
+      group.count = int(min64(kUnroll, end - e));
+      for (int k = 0; k < group.count; ++k) {
+        const T* xs = source_row(e + k);
+        const T* rs = relation_row(e + k);
+        group.weight[k] = edge_weight(e + k);
+        if (direct) {
+          group.x[k] = reinterpret_cast<const A*>(xs);
+          group.r[k] = reinterpret_cast<const A*>(rs);
+        } else {
+          A* m = messages + k * width;
+          message_row(p.mul, xs, rs, width, p.dim, p.shared, m);
+          if (weight != nullptr && premultiply) {
+            for (int64_t j = 0; j < width; ++j) m[j] *= group.weight[k];
+          }
+          group.x[k] = group.r[k] = m;
+        }
+      }
+      use(group);
+    }
+  }
+};
+
+template <Sum S, bool Weighted, class T, class A>
+IL_INLINE void reduce_row(const Walk<T>& walk, int32_t begin, int32_t end, const RowBuffers<A>& b) {
+  const bool shared = walk.direct && walk.p.shared;
+  walk.groups(begin, end, /*premultiply=*/S != Sum::kPna, [&](const EdgeGroup<A>& group) {
+    if (!walk.direct) {
+      accumulate_group<S, Weighted, Buffered>(group, walk.width, walk.width, false, b);
+    } else if (walk.p.mul == Mul::kMul) {
+      accumulate_group<S, Weighted, Product>(group, walk.width, walk.chunk(), shared, b);
+    } else {
+      accumulate_group<S, Weighted, Translation>(group, walk.width, walk.chunk(), shared, b);
+    }
+  });
+}
+
+template <class A>
+IL_INLINE void fill(A* p, int64_t n, A value) {
+  for (int64_t j = 0; j < n; ++j) p[j] = value;
+}
+
+template <class T, class A>
+IL_INLINE void widen_row(const T* from, A* to, int64_t n) {
+  for (int64_t j = 0; j < n; ++j) to[j] = widen(from[j]);
+}
+
+template <class T, class A>
+IL_INLINE void narrow_row(const A* from, T* to, int64_t n) {
+  for (int64_t j = 0; j < n; ++j) to[j] = narrow<T>(from[j]);
+}
+
+template <class A>
+IL_INLINE A root(A x);
+template <>
+IL_INLINE float root(float x) {
+  return __builtin_sqrtf(x);
+}
+template <>
+IL_INLINE double root(double x) {
+  return __builtin_sqrt(x);
+}
+
+constexpr double kMinVariance = 1e-6;
+
+// One PNA row into the buffers: s = mean, hi = max, lo = min, q = std. `boundary` (or null) is one more message.
+// Sums are kept relative to the row's first message: Q/D - mean^2 then does not cancel when messages are alike.
+template <class T, class A>
+void pna_reduce_row(const Walk<T>& walk, int64_t v, const A* boundary, const RowBuffers<A>& b) {
+  const RelationalSpmm& p = walk.p;
+  const int64_t w = walk.width;
+  const int32_t begin = p.graph.indptr[v], end = p.graph.indptr[v + 1];
+  const bool weighted = p.weight != nullptr;
+  if (begin < end && !weighted) {
+    message_row(p.mul, walk.source_row(begin), walk.relation_row(begin), w, p.dim, p.shared, b.shift);
+    for (int64_t j = 0; j < w; ++j) b.shift[j] = b.shift[j] - b.shift[j] == A(0) ? b.shift[j] : A(0);
+  } else {
+    fill(b.shift, w, A(0));
+  }
+  if (boundary != nullptr) {
+    for (int64_t j = 0; j < w; ++j) {
+      A t = boundary[j] - b.shift[j];
+      b.hi[j] = b.lo[j] = boundary[j];
+      b.s[j] = t;
+      b.q[j] = t * t;
+    }
+  } else {
+    fill(b.s, w, A(0));
+    fill(b.q, w, A(0));
+    fill(b.hi, w, A(-INFINITY));
+    fill(b.lo, w, A(INFINITY));
+  }
+  if (weighted) {
+    reduce_row<Sum::kPna, true>(walk, begin, end, b);
+  } else {
+    reduce_row<Sum::kPna, false>(walk, begin, end, b);
+  }
+  const A count = A(end - begin) + A(boundary != nullptr);
+  const A inverse = count > A(0) ? A(1) / count : A(0);
+  const A floor = A(kMinVariance);
+  for (int64_t j = 0; j < w; ++j) {
+    A mean = b.s[j] * inverse;
+    A variance = b.q[j] * inverse - mean * mean;
+    A nan_mark = b.q[j] != b.q[j] ? b.q[j] : A(0);
+    b.s[j] = b.shift[j] + mean;
+    b.q[j] = root(variance < floor ? floor : variance);
+    b.hi[j] = nan_mark != nan_mark ? nan_mark : b.hi[j];
+    b.lo[j] = nan_mark != nan_mark ? nan_mark : b.lo[j];
+  }
+}
+
+// ---- backward -------------------------------------------------------------------------------------------------
+
+// Per-row quantities from which the gradient of any message of the row follows.
+template <class A>
+struct RowGrads {
+  A* g;       // d out (for PNA: d mean / D); mean: divided by D
+  A* out;     // max, min, logsumexp: the stored output. PNA: the mean
+  A* spread;  // PNA: d std / (std * D), 0 where the variance was clamped
+  A *hi, *lo;            // PNA: stored max and min
+  A *hi_left, *lo_left;  // gradient of the extremum not yet given to an edge; for max/min in hi_left
+};
+
+// Gradient of message m at column c. Max and min give everything to the first edge that attains the stored value.
+template <Sum S, class V, class A>
+IL_INLINE V message_grad(const RowGrads<A>& r, int64_t c, V m, V* hi_left, V* lo_left) {
+  if constexpr (S == Sum::kSum) {
+    return load<V>(r.g + c);
+  } else if constexpr (S == Sum::kMax) {
+    const V best = load<V>(r.out + c);
+    const V hit = m == best ? *hi_left : V{};
+    *hi_left = m == best ? V{} : *hi_left;
+    return hit;
+  } else {
+    static_assert(S == Sum::kPna);
+    V grad = load<V>(r.g + c) + (m - load<V>(r.out + c)) * load<V>(r.spread + c);
+    const V hi = load<V>(r.hi + c), lo = load<V>(r.lo + c);
+    grad += m == hi ? *hi_left : V{};
+    *hi_left = m == hi ? V{} : *hi_left;
+    grad += m == lo ? *lo_left : V{};
+    *lo_left = m == lo ? V{} : *lo_left;
+    return grad;
+  }
+}
+
+// Fused path: messages, their gradients and both scatter-adds in one sweep over up to four edges.
+// Two edges of a group may share a source or a relation: loads and stores stay in edge order at every column.
+template <Sum S, bool Multiply, int N, class A>
+IL_INLINE void scatter(const EdgeGroup<A>& e, A* const* dx, A* const* dr, int64_t base, int64_t n, bool shared,
+                       const RowGrads<A>& row) {
+  const int64_t roff = shared ? 0 : base;
+  columns<A>(n, [&](auto lane, int64_t j) {
+    using V = decltype(lane);
+    const int64_t c = base + j;
+    V hi_left = V{}, lo_left = V{};
+    if constexpr (S != Sum::kSum) hi_left = load<V>(row.hi_left + c);
+    if constexpr (S == Sum::kPna) lo_left = load<V>(row.lo_left + c);
+    for (int k = 0; k < N; ++k) {
+      const V x = load<V>(e.x[k] + c), r = load<V>(e.r[k] + roff + j);
+      const V g = message_grad<S, V>(row, c, Multiply ? x * r : x + r, &hi_left, &lo_left);
+      A* px = dx[k] + c;
+      A* pr = dr[k] + roff + j;
+      store(px, load<V>(px) + (Multiply ? g * r : g));
+      store(pr, load<V>(pr) + (Multiply ? g * x : g));
+    }
+    if constexpr (S != Sum::kSum) store(row.hi_left + c, hi_left);
+    if constexpr (S == Sum::kPna) store(row.lo_left + c, lo_left);
+  });
+}
+
+template <Sum S, bool Multiply, class A>
+void scatter_group(const EdgeGroup<A>& e, A* const* dx, A* const* dr, int64_t width, int64_t chunk, bool shared,
+                   const RowGrads<A>& row) {
+  for (int64_t base = 0; base < width; base += chunk) {
+    int64_t n = min64(chunk, width - base);
+    switch (e.count) {
+      case 4: scatter<S, Multiply, 4>(e, dx, dr, base, n, shared, row); break;
+      case 3: scatter<S, Multiply, 3>(e, dx, dr, base, n, shared, row); break;
+      case 2: scatter<S, Multiply, 2>(e, dx, dr, base, n, shared, row); break;
+      default: scatter<S, Multiply, 1>(e, dx, dr, base, n, shared, row); break;
+    }
+  }
+}
+
+// General path, step 1: gm[j] = d loss / d (raw message), and the edge weight's gradient as the return value.
+// The stored extremum was rounded to T, so the message is rounded before it is compared.
+template <class T, class A>
+A general_message_grad(Sum sum, const A* m, A a, int64_t w, const RowGrads<A>& r, A* gm) {
+  A weight_grad = A(0);
+  switch (sum) {
+    case Sum::kSum:
+    case Sum::kMean:
+      for (int64_t j = 0; j < w; ++j) gm[j] = r.g[j];
+      break;
+    case Sum::kMax:
+    case Sum::kMin:
+      for (int64_t j = 0; j < w; ++j) {
+        bool hit = A(widen(narrow<T>(a * m[j]))) == r.out[j];
+        gm[j] = hit ? r.hi_left[j] : A(0);
+        r.hi_left[j] = hit ? A(0) : r.hi_left[j];
+      }
+      break;
+    case Sum::kLogSumExp:
+      for (int64_t j = 0; j < w; ++j) {
+        A am = a * m[j];
+        gm[j] = am == -A(INFINITY) ? A(0) : r.g[j] * exp_of(am - r.out[j]);
+      }
+      break;
+    case Sum::kOr: fill(gm, w, A(0)); break;
+    case Sum::kPna:
+      for (int64_t j = 0; j < w; ++j) {
+        A am = widen(narrow<T>(a * m[j]));
+        bool top = am == r.hi[j], bottom = am == r.lo[j];
+        A extremes = (top ? r.hi_left[j] : A(0)) + (bottom ? r.lo_left[j] : A(0));
+        r.hi_left[j] = top ? A(0) : r.hi_left[j];
+        r.lo_left[j] = bottom ? A(0) : r.lo_left[j];
+        // The weight enters Q once: d(a m^2) = 2 a m dm + m^2 da.
+        weight_grad += m[j] * (r.g[j] + (m[j] * A(0.5) - r.out[j]) * r.spread[j] + extremes);
+        gm[j] = a * (r.g[j] + (m[j] - r.out[j]) * r.spread[j] + extremes);
+      }
+      return weight_grad;
+  }
+  for (int64_t j = 0; j < w; ++j) {
+    weight_grad += gm[j] * m[j];
+    gm[j] *= a;
+  }
+  return weight_grad;
+}
+
+// General path, step 2: through the message function into the gradient rows of source and relation.
+template <class T, class A>
+void general_scatter(Mul mul, const A* gm, const T* x, const T* r, int64_t width, int64_t dim, bool shared, A* dx,
+                     A* dr) {
+  const int64_t half = dim / 2;
+  if (mul != Mul::kRotate && !shared) dim = width;
+  for (int64_t base = 0; base < width; base += dim) {
+    const A* g = gm + base;
+    const T* xb = x + base;
+    const T* rb = shared ? r : r + base;
+    A* dxb = dx + base;
+    A* drb = shared ? dr : dr + base;
+    switch (mul) {
+      case Mul::kMul:
+        for (int64_t j = 0; j < dim; ++j) {
+          dxb[j] += g[j] * widen(rb[j]);
+          drb[j] += g[j] * widen(xb[j]);
+        }
+        break;
+      case Mul::kAdd:
+        for (int64_t j = 0; j < dim; ++j) {
+          dxb[j] += g[j];
+          drb[j] += g[j];
+        }
+        break;
+      case Mul::kRotate:
+        for (int64_t j = 0; j < half; ++j) {
+          A a = widen(xb[j]), b = widen(xb[half + j]), c = widen(rb[j]), s = widen(rb[half + j]);
+          A re = g[j], im = g[half + j];
+          dxb[j] += re * c + im * s;
+          dxb[half + j] += im * c - re * s;
+          drb[j] += re * a + im * b;
+          drb[half + j] += im * a - re * b;
+        }
+        break;
+      case Mul::kMin:
+        for (int64_t j = 0; j < dim; ++j) {
+          bool input_is_less = A(widen(xb[j])) <= A(widen(rb[j]));
+          dxb[j] += input_is_less ? g[j] : A(0);
+          drb[j] += input_is_less ? A(0) : g[j];
+        }
+        break;
+      case Mul::kAnd: break;
+    }
+  }
+}
+
+// Every edge of row v: message gradients from `row`, then into the gradient rows of source and relation.
+// `gm` is scratch of one row. Sums the scatter kernels know and plain products go fused, the rest in two steps.
+template <class T, class A>
+void scatter_row(const Walk<T>& walk, int64_t v, const RowGrads<A>& row, A* gm, A* grad_input, A* grad_relation,
+                 A* weight_grad) {
+  const RelationalSpmm& p = walk.p;
+  const int64_t w = walk.width;
+  walk.groups(p.graph.indptr[v], p.graph.indptr[v + 1], /*premultiply=*/false, [&](const EdgeGroup<A>& group) {
+    A* dx[kUnroll];
+    A* dr[kUnroll];
+    const int32_t e = group.first;
+    for (int k = 0; k < group.count; ++k) {
+      dx[k] = grad_input + p.graph.src[e + k] * walk.columns_total;
+      dr[k] = grad_relation + p.graph.rel[e + k] * walk.rel_stride;
+    }
+    if (!walk.direct) {
+      for (int k = 0; k < group.count; ++k) {
+        A g = general_message_grad<T>(p.sum, group.x[k], group.weight[k], w, row, gm);
+        if (weight_grad != nullptr) weight_grad[p.graph.eid[e + k]] = g;
+        general_scatter(p.mul, gm, walk.source_row(e + k), walk.relation_row(e + k), w, p.dim, p.shared, dx[k],
+                        dr[k]);
+      }
+      return;
+    }
+    const int64_t chunk = walk.chunk();
+    const bool multiply = p.mul == Mul::kMul;
+    switch (p.sum) {
+      case Sum::kSum:
+      case Sum::kMean:
+        multiply ? scatter_group<Sum::kSum, true>(group, dx, dr, w, chunk, p.shared, row)
+                 : scatter_group<Sum::kSum, false>(group, dx, dr, w, chunk, p.shared, row);
+        break;
+      case Sum::kPna:
+        multiply ? scatter_group<Sum::kPna, true>(group, dx, dr, w, chunk, p.shared, row)
+                 : scatter_group<Sum::kPna, false>(group, dx, dr, w, chunk, p.shared, row);
+        break;
+      default:
+        multiply ? scatter_group<Sum::kMax, true>(group, dx, dr, w, chunk, p.shared, row)
+                 : scatter_group<Sum::kMax, false>(group, dx, dr, w, chunk, p.shared, row);
+    }
+  });
+}
+
+// out[i] = sum over parts in order, so that the result does not depend on which thread made which part.
+template <class A>
+void reduce_parts(const A* parts, int64_t count, int64_t n, A* out) {
+  for (int64_t i = 0; i < n; ++i) {
+    A total = A(0);
+    for (int64_t k = 0; k < count; ++k) total += parts[k * n + i];
+    out[i] = total;
+  }
+}
+
+}  // namespace
+}  // namespace IL_ISA
+}  // namespace il

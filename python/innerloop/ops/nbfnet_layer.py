@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""nbfnet_layer: a whole PNA layer of NBFNet as one op, forward and backward."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _cpu
+from ..graph import RelGraph
+from ..reference.nbfnet_layer import nbfnet_layer as _reference
+from ._registry import define, wants_grad
+from .relational_spmm import _MUL_NAMES, MULS, Mul, edges_of_csr, loop_over_batch
+
+__all__ = ["nbfnet_layer"]
+
+
+def nbfnet_layer(
+    graph: RelGraph,
+    relation: Tensor,
+    input: Tensor,
+    source: Tensor,
+    query: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    scalers: Tensor,
+    *,
+    mul: Mul = "mul",
+    eps: float = 1e-5,
+    relu: bool = True,
+    residual: bool = True,
+) -> Tensor:
+    """One NBFNet layer with PNA aggregation: gather, aggregate, combine, normalise, activate, add.
+
+    f(v) = PNA over in-edges (x, r, v) of relation[r] ⊗ input[x], and query_b where v = source_b
+    out(v) = relu(LayerNorm(W [input(v), f(v) ⊗ scalers(v)] + bias)) + input(v)
+
+    Neither the (V, B, 12·d) scaled features nor the (V, B, 4·d) features are formed: a node's features stay in L1,
+    and W's three scaler blocks are combined once per degree. Kept for the backward pass: `input` and one more tensor
+    of the output's size. Deterministic for every number of threads.
+
+    Args:
+        graph: V nodes, E edges, R relations, without edge weights.
+        relation: (R, d) or (R, B, d). input: (V, B, d). float32 or float64 on CPU; other dtypes and devices run the
+            plain definition, which does form those tensors.
+        source: int64 (B,). query: (B, d), the boundary of each query at its source; zero elsewhere.
+        weight: (D, 13·d), columns [input (d) | channel, statistic (mean, max, min, std), scaler]. bias: (D,).
+        norm_weight, norm_bias: (D,) of LayerNorm, or both None for none.
+        scalers: (V, 3), a function of the degree alone (`innerloop.nn.pna_scalers`); not differentiated.
+        mul: message function, see `relational_spmm`.
+        eps, relu, residual: of the epilogue; the residual needs D = d.
+
+    Returns:
+        (V, B, D).
+
+    Raises:
+        TypeError: `graph` is not a RelGraph.
+        ValueError: an unknown `mul`, a weighted graph, or shapes or dtypes that do not fit. IndexError: a source
+            out of range.
+
+    Source: Zhu et al., Neural Bellman-Ford Networks (NeurIPS 2021), section 3.3 and appendix.
+    """
+    if not isinstance(graph, RelGraph):
+        raise TypeError(f"nbfnet_layer: graph is {type(graph).__name__}, expected RelGraph")
+    if mul not in MULS:
+        raise ValueError(f"nbfnet_layer: mul is {mul!r}, expected one of {', '.join(_MUL_NAMES)}")
+    if graph.edge_weight is not None:
+        raise ValueError("nbfnet_layer: graph has edge weights, expected none; use relational_spmm")
+    floats = (relation, input, query, weight, bias, norm_weight, norm_bias)
+    args = (graph.csr, relation, input, source, *floats[2:], scalers, eps, MULS[mul], relu, residual)
+    if wants_grad(*floats):
+        return _NbfnetLayer.apply(*args)[0]
+    return _forward(*args)[0]
+
+
+_ARGS = (
+    "Tensor csr, Tensor relation, Tensor input, Tensor source, Tensor query, Tensor weight, Tensor bias, "
+    "Tensor? norm_weight, Tensor? norm_bias, Tensor scalers, float eps, int mul, bool relu, bool residual"
+)
+_forward = define(f"nbfnet_layer({_ARGS}) -> (Tensor, Tensor)")
+_backward = define(
+    f"nbfnet_layer_backward(Tensor grad_out, Tensor pre, {_ARGS}) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+def _contiguous(args: tuple) -> tuple:
+    return tuple(a.contiguous() if isinstance(a, Tensor) else a for a in args)
+
+
+@_forward.cpu
+def _(*args):
+    if args[2].dtype not in (torch.float32, torch.float64):
+        out = _plain(*args)
+        return out, out.new_empty(0)
+    args = _contiguous(args)
+    input, weight = args[2], args[5]
+    out = input.new_empty(*input.shape[:2], len(weight))
+    pre = torch.empty_like(out)
+    _cpu.nbfnet_layer(out, pre, *args, torch.get_num_threads())
+    return out, pre
+
+
+@_forward.fake
+def _(*args):
+    input, weight = args[2], args[5]
+    out = input.new_empty(*input.shape[:2], weight.shape[0])
+    has_kernel = input.dtype in (torch.float32, torch.float64) and input.device.type == "cpu"
+    return out, torch.empty_like(out) if has_kernel else out.new_empty(0)
+
+
+@_backward.cpu
+def _(grad_out, pre, *args):
+    if args[2].dtype not in (torch.float32, torch.float64):
+        return _plain_backward(grad_out, *args)
+    args = _contiguous(args)
+    grads = _empty_grads(*args)
+    given = [None if args[k] is None else g for k, g in zip(_DIFFERENTIABLE, grads, strict=True)]
+    grad_relation, grad_input, *others = given
+    _cpu.nbfnet_layer_backward(
+        grad_input, grad_relation, *others, grad_out.contiguous(), pre, *args, torch.get_num_threads()
+    )
+    return grads
+
+
+@_backward.fake
+def _(grad_out, pre, *args):
+    return _empty_grads(*args)
+
+
+# Positions of relation, input, query, weight, bias, norm_weight and norm_bias: the order of the gradients.
+_DIFFERENTIABLE = (1, 2, 4, 5, 6, 7, 8)
+
+
+def _empty_grads(*args):
+    return tuple(
+        args[2].new_empty(0 if args[k] is None else args[k].shape) for k in _DIFFERENTIABLE
+    )
+
+
+def _plain(csr, relation, input, source, query, weight, bias, norm_weight, norm_bias, scalers, eps, mul, relu, residual):  # fmt: skip
+    edge_index, edge_type, _ = edges_of_csr(csr, input.shape[0])
+    return _reference(
+        edge_index, edge_type, input.shape[0], relation, input, source, query, weight, bias, norm_weight,
+        norm_bias, scalers.to(input.dtype), mul=_MUL_NAMES[mul], eps=eps, relu=relu, residual=residual,
+    )  # fmt: skip
+
+
+def _plain_backward(grad_out, *args):
+    args = list(args)
+    for k in _DIFFERENTIABLE:
+        args[k] = None if args[k] is None else args[k].detach().requires_grad_()
+    with torch.enable_grad():
+        out = _plain(*args)
+    leaves = [args[k] for k in _DIFFERENTIABLE if args[k] is not None]
+    grads = iter(torch.autograd.grad(out, leaves, grad_out, allow_unused=True, materialize_grads=True))
+    return tuple(args[2].new_empty(0) if args[k] is None else next(grads) for k in _DIFFERENTIABLE)
+
+
+@_forward.cuda
+def _(*args):
+    out = _plain(*args)
+    return out, out.new_empty(0)
+
+
+@_backward.cuda
+def _(grad_out, pre, *args):
+    return _plain_backward(grad_out, *args)
+
+
+@_forward.vmap
+def _forward_vmap(info, in_dims, *args):
+    return loop_over_batch(_forward, info, in_dims, args)
+
+
+@_backward.vmap
+def _backward_vmap(info, in_dims, *args):
+    return loop_over_batch(_backward, info, in_dims, args)
+
+
+class _NbfnetLayer(torch.autograd.Function):
+    @staticmethod
+    def forward(*args):
+        return _forward(*args)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1], *inputs[:10])
+        ctx.constants = inputs[10:]
+
+    @staticmethod
+    def backward(ctx, grad_out, _):
+        apply = _NbfnetLayerBackward.apply if torch.is_grad_enabled() else _backward
+        pre, *tensors = ctx.saved_tensors
+        grads = apply(grad_out, pre, *tensors, *ctx.constants)
+        result = [None] * 14
+        for k, grad in zip(_DIFFERENTIABLE, grads, strict=True):
+            if ctx.needs_input_grad[k]:
+                result[k] = grad
+        return tuple(result)
+
+    vmap = staticmethod(_forward_vmap)
+
+
+class _NbfnetLayerBackward(torch.autograd.Function):
+    """The backward op as a node of its own, so that a second derivative is an error and never zeros."""
+
+    @staticmethod
+    def forward(*args):
+        return _backward(*args)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, *grads):
+        raise NotImplementedError("nbfnet_layer: second derivatives are not implemented")
+
+    vmap = staticmethod(_backward_vmap)

@@ -1,0 +1,342 @@
+# SPDX-License-Identifier: Apache-2.0
+"""GeneralizedRelationalConv and NBFNet against the formulas of the paper, written out slowly."""
+
+import itertools
+
+import pytest
+import torch
+from cases import Record, filter_torch_warnings
+from innerloop import RelGraph
+from innerloop.nn import GeneralizedRelationalConv, NBFNet
+from tolerances import assert_close
+from torch import Tensor
+
+MESSAGES = ["transe", "distmult", "rotate"]
+AGGREGATES = ["sum", "mean", "max", "min", "pna"]
+KINDS = list(itertools.product(MESSAGES, AGGREGATES))
+V, R, B, D = 7, 4, 3, 6
+
+
+def make_graph(V: int = V, E: int = 25, R: int = R, isolated: bool = True) -> RelGraph:
+    """The last node has no in-edge when ``isolated``."""
+    return RelGraph(torch.randint(0, V - isolated, (2, E)), torch.randint(0, R, (E,)), V, R)
+
+
+def make_inputs(dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """input (V, B, d), query (B, d), boundary (V, B, d)."""
+    return [torch.randn(shape, dtype=dtype) for shape in ((V, B, D), (B, D), (V, B, D))]
+
+
+def message(kind: str, x: Tensor, w: Tensor) -> Tensor:
+    if kind == "transe":
+        return x + w
+    if kind == "distmult":
+        return x * w
+    half = x.shape[-1] // 2
+    product = torch.complex(x[..., :half], x[..., half:]) * torch.complex(
+        w[..., :half], w[..., half:]
+    )
+    return torch.cat([product.real, product.imag], dim=-1)
+
+
+def aggregate(kind: str, messages: Tensor) -> Tensor:
+    """Of the messages (n, d) of one node and query, its boundary the last of them."""
+    if kind == "pna":
+        mean, square = messages.mean(0), messages.square().mean(0)
+        std = (square - mean**2).clamp(min=1e-6).sqrt()
+        features = [mean, messages.amax(0), messages.amin(0), std]
+        return torch.stack(features, dim=-1).flatten()  # channel-major, statistic-minor: 4d
+    return {
+        "sum": messages.sum(0),
+        "mean": messages.mean(0),
+        "max": messages.amax(0),
+        "min": messages.amin(0),
+    }[kind]
+
+
+def slow_layer(
+    layer: GeneralizedRelationalConv, kinds: tuple[str, str], graph: RelGraph, *inputs: Tensor
+) -> Tensor:
+    """Spec 1.3 node by node: message, aggregate, scale, combine."""
+    input, query, boundary = inputs
+    if hasattr(layer, "relation_linear"):
+        tables = layer.relation_linear(query).view(len(query), graph.num_relations, -1)
+    else:
+        tables = layer.relation.weight.expand(len(query), -1, -1)
+    degree = torch.bincount(graph.edge_index[1], minlength=graph.num_nodes) + 1
+    log_degree = degree.to(input.dtype).log()
+    s = log_degree / log_degree.mean() if graph.num_edges else torch.zeros_like(log_degree)
+    edges = list(zip(*graph.edge_index.tolist(), graph.edge_type.tolist(), strict=True))
+
+    rows = []
+    for v, b in itertools.product(range(graph.num_nodes), range(len(query))):
+        terms = [message(kinds[0], input[x, b], tables[b, r]) for x, y, r in edges if y == v]
+        update = aggregate(kinds[1], torch.stack([*terms, boundary[v, b]]))
+        if kinds[1] == "pna":
+            scalers = torch.stack([torch.ones_like(s[v]), s[v], 1 / s[v].clamp(min=0.01)])
+            update = (update[:, None] * scalers).flatten()  # feature-major, scaler-minor: 12d
+        rows.append(torch.cat([input[v, b], update]))
+    out = layer.linear(torch.stack(rows).view(graph.num_nodes, len(query), -1))
+    if layer.layer_norm is not None:
+        out = layer.layer_norm(out)
+    return out.relu()
+
+
+@pytest.mark.parametrize("kinds", KINDS, ids="-".join)
+@pytest.mark.parametrize("dependent", [False, True])
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_layer_is_its_formula(kinds, dependent, layer_norm):
+    layer = GeneralizedRelationalConv(
+        D, 5, R, D, *kinds, layer_norm=layer_norm, dependent=dependent
+    ).double()
+    graph, inputs = make_graph(), make_inputs()
+    with torch.no_grad():  # a visible effect of layer_norm's own parameters
+        for parameter in layer.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    expected = slow_layer(layer, kinds, graph, *inputs)
+    actual = layer(graph, *inputs)
+    assert_close(actual, expected)
+
+    arguments = list(layer.parameters())
+    weight = torch.randn_like(expected)
+    truth = torch.autograd.grad((expected * weight).sum(), arguments)
+    for grad, want in zip(
+        torch.autograd.grad((actual * weight).sum(), arguments), truth, strict=True
+    ):
+        assert_close(grad, want)
+
+
+@pytest.mark.parametrize(("kind", "width"), [("pna", 13), ("sum", 2), ("max", 2)])
+def test_parameter_layout_is_the_official_one(kind, width):
+    layer = GeneralizedRelationalConv(D, 5, R, 4, "distmult", kind, layer_norm=True)
+    shapes = {name: tuple(p.shape) for name, p in layer.named_parameters()}
+    assert shapes == {
+        "linear.weight": (5, width * D),
+        "linear.bias": (5,),
+        "layer_norm.weight": (5,),
+        "layer_norm.bias": (5,),
+        "relation_linear.weight": (R * D, 4),
+        "relation_linear.bias": (R * D,),
+    }
+    independent = GeneralizedRelationalConv(D, 5, R, 4, dependent=False)
+    assert independent.relation.weight.shape == (R, D)
+
+
+def test_edge_weights_scale_messages_and_not_degrees():
+    layer = GeneralizedRelationalConv(D, D, R, D, "distmult", "pna").double()
+    graph, inputs = make_graph(), make_inputs()
+    ones = torch.ones(25, dtype=torch.float64)
+    assert_close(layer(graph, *inputs, ones), layer(graph, *inputs))
+    weighted = layer(graph, *inputs, torch.rand(25, dtype=torch.float64))
+    assert (weighted - layer(graph, *inputs)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("kinds", KINDS, ids="-".join)
+def test_graph_without_edges_is_finite(kinds):
+    """log D / mean log D is 0/0 in the official code; s = 0 here."""
+    layer = GeneralizedRelationalConv(D, D, R, D, *kinds).double()
+    graph, inputs = make_graph(E=0), make_inputs()
+    out = layer(graph, *inputs)
+    assert out.isfinite().all()
+    assert_close(out, slow_layer(layer, kinds, graph, *inputs))
+    out.sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in layer.parameters())
+
+
+@pytest.mark.parametrize(
+    "kinds", [("distmult", "pna"), ("rotate", "pna"), ("transe", "max")], ids="-".join
+)
+def test_gradcheck(kinds):
+    layer = GeneralizedRelationalConv(
+        2, 2, 2, 1, *kinds, layer_norm=True, activation="none"
+    ).double()
+    graph = make_graph(V=4, E=7, R=2)
+    shapes = [(4, 2, 2), (2, 1), (4, 2, 2), (7,)]
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    parameters = list(layer.parameters())
+    names = [name for name, _ in layer.named_parameters()]
+
+    def f(*tensors):
+        replaced = dict(zip(names, tensors[4:], strict=True))
+        return torch.func.functional_call(layer, replaced, (graph, *tensors[:4]))
+
+    assert torch.autograd.gradcheck(f, (*inputs, *parameters))
+
+
+@pytest.mark.parametrize("kind", ["sum", "pna"])
+def test_autocast(kind):
+    layer = GeneralizedRelationalConv(32, 32, R, 32, "distmult", kind, layer_norm=True)
+    graph = make_graph()
+    inputs = [torch.randn(V, B, 32), torch.randn(B, 32), torch.randn(V, B, 32)]
+    expected = layer(graph, *inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = layer(graph, *inputs)
+    out.float().sum().backward()
+    assert_close(out.float(), expected, dtype=torch.bfloat16, op="autocast")
+    assert all(p.grad.isfinite().all() for p in layer.parameters())
+
+
+@filter_torch_warnings
+@pytest.mark.parametrize("dependent", [False, True])
+def test_compile(dependent):
+    torch._dynamo.reset()
+    layer = GeneralizedRelationalConv(D, D, R, D, layer_norm=True, dependent=dependent).double()
+    graph, inputs = make_graph(), make_inputs()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    assert_close(compiled(graph, *inputs), layer(graph, *inputs))
+    arguments = list(layer.parameters())
+    expected = torch.autograd.grad(layer(graph, *inputs).sum(), arguments)
+    for grad, want in zip(
+        torch.autograd.grad(compiled(graph, *inputs).sum(), arguments), expected, strict=True
+    ):
+        assert_close(grad, want)
+
+
+def test_layer_makes_no_twelve_fold_tensor():
+    layer = GeneralizedRelationalConv(D, D, R, D)
+    with Record() as record:
+        layer(make_graph(), *make_inputs(torch.float32))
+    largest = max(x.numel() for _, args, _ in record.calls for x in args if isinstance(x, Tensor))
+    assert largest < 12 * V * B * D
+
+
+# NBFNet
+
+
+@pytest.mark.parametrize(
+    ("num_relations", "options", "count"),
+    [
+        (9, {"dependent": False}, 88_705),  # WN18RR_v1
+        (180, {"dependent": True}, 2_377_153),  # fb237_v1
+    ],
+)
+def test_parameter_counts(num_relations, options, count):
+    model = NBFNet(num_relations, **options)
+    assert sum(p.numel() for p in model.parameters()) == count
+
+
+def model_and_graph(**options) -> tuple[NBFNet, RelGraph]:
+    model = NBFNet(R, **{"dim": 8, "num_layers": 3} | options).double()
+    return model, make_graph(V=12, E=30).with_inverse()
+
+
+SOURCE, RELATION = torch.tensor([3, 0, 3, 11]), torch.tensor([1, 2 + R, 0, R])
+
+
+@pytest.mark.parametrize("concat_hidden", [False, True])
+@pytest.mark.parametrize("short_cut", [False, True])
+@pytest.mark.parametrize("dependent", [False, True])
+def test_model_is_its_formula(dependent, short_cut, concat_hidden):
+    model, graph = model_and_graph(
+        dependent=dependent, short_cut=short_cut, concat_hidden=concat_hidden
+    )
+    query = model.query.weight[RELATION]
+    boundary = torch.zeros(12, 4, 8, dtype=torch.float64)
+    for b in range(4):
+        boundary[SOURCE[b], b] = query[b]
+    hidden, states = boundary, []
+    for layer in model.layers:
+        out = slow_layer(layer, ("distmult", "pna"), graph, hidden, query, boundary)
+        hidden = out + hidden if short_cut else out
+        states.append(hidden)
+    features = torch.cat([*(states if concat_hidden else states[-1:]), query.expand(12, 4, 8)], -1)
+    expected = model.mlp(features).squeeze(-1).t()
+    assert_close(model(graph, SOURCE, RELATION), expected)
+    target = torch.randint(0, 12, (4, 5))
+    assert_close(model(graph, SOURCE, RELATION, target), expected.gather(1, target))
+
+
+def test_mixed_head_and_tail_queries_equal_separate_ones():
+    model, graph = model_and_graph()
+    together = model(graph, SOURCE, RELATION)
+    for b in range(4):
+        assert_close(model(graph, SOURCE[b : b + 1], RELATION[b : b + 1])[0], together[b])
+
+
+def test_dropping_by_mask_equals_rebuilding():
+    model, graph = model_and_graph()
+    mask = torch.rand(60) < 0.4
+    rebuilt = RelGraph(graph.edge_index[:, ~mask], graph.edge_type[~mask], 12, 2 * R)
+    dropped = graph.drop(mask)
+    assert torch.equal(model(dropped, SOURCE, RELATION), model(rebuilt, SOURCE, RELATION))
+    full, less = model(graph, SOURCE, RELATION), model(dropped, SOURCE, RELATION)
+    assert (full - less).abs().max() > 1e-3
+
+
+def test_renaming_nodes_renames_scores():
+    """Inductive: no parameter belongs to a node."""
+    model, graph = model_and_graph()
+    name = torch.randperm(12)
+    renamed = RelGraph(name[graph.edge_index], graph.edge_type, 12, 2 * R)
+    expected = model(graph, SOURCE, RELATION)
+    assert_close(model(renamed, name[SOURCE], RELATION)[:, name], expected)
+
+
+@pytest.mark.parametrize("dependent", [False, True])
+@pytest.mark.parametrize("kinds", KINDS, ids="-".join)
+def test_every_message_and_aggregate_trains(kinds, dependent):
+    """Tails of relation 0 on a tiny cycle; the loss falls and every parameter gets a gradient."""
+    nodes = torch.arange(8)
+    edges = torch.stack([nodes, (nodes + 1) % 8])
+    graph = RelGraph(edges, nodes % 2, 8, 2).with_inverse()
+    model = NBFNet(2, 8, 2, *kinds, dependent=dependent)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    answers = torch.nn.functional.one_hot((nodes + 3) % 8, 8).float()
+    losses = []
+    for _ in range(12):
+        logits = model(graph, nodes, nodes % 2)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, answers)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_state_dict_round_trip():
+    model, graph = model_and_graph()
+    other, _ = model_and_graph()
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other(graph, SOURCE, RELATION), model(graph, SOURCE, RELATION))
+
+
+LAYER_ERRORS = {
+    "message": ({"message": "complex"}, ["message", "complex", "distmult", "rotate"]),
+    "aggregate": ({"aggregate": "median"}, ["aggregate", "median", "pna"]),
+    "activation": ({"activation": "gelu"}, ["activation", "gelu", "relu"]),
+    "odd-rotate": ({"message": "rotate", "input_dim": 5}, ["rotate", "5", "even"]),
+}
+
+
+@pytest.mark.parametrize("what", LAYER_ERRORS)
+def test_layer_errors(what):
+    options, words = LAYER_ERRORS[what]
+    arguments = {"input_dim": 4, "output_dim": 4, "num_relations": 2, "query_dim": 4} | options
+    with pytest.raises(ValueError, match="GeneralizedRelationalConv") as caught:
+        GeneralizedRelationalConv(**arguments)
+    assert not [word for word in words if word not in str(caught.value)], caught.value
+
+
+MODEL_ERRORS = {
+    "relation-too-large": ((SOURCE, RELATION + R), ["relation", str(2 * R)]),
+    "negative-source": ((SOURCE - 1, RELATION), ["source", "-1"]),
+    "target-too-large": ((SOURCE, RELATION, SOURCE[:, None] + 8), ["target", "19"]),
+    "source-shape": ((SOURCE[:3], RELATION), ["source", "(3,)", "(4,)"]),
+    "target-shape": ((SOURCE, RELATION, SOURCE), ["target", "(4,)"]),
+}
+
+
+@pytest.mark.parametrize("what", MODEL_ERRORS)
+def test_model_errors(what):
+    arguments, words = MODEL_ERRORS[what]
+    model, graph = model_and_graph()
+    with pytest.raises((ValueError, IndexError), match="NBFNet") as caught:
+        model(graph, *arguments)
+    assert not [word for word in words if word not in str(caught.value)], caught.value
+
+
+def test_graph_without_inverses_is_an_error():
+    model, _ = model_and_graph()
+    with pytest.raises(ValueError, match=f"{R} relations.*{2 * R}"):
+        model(make_graph(V=12), SOURCE, RELATION)

@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every op promises about processes, threads, instruction sets and bad pointers."""
+
+import inspect
+import itertools
+import os
+
+import innerloop
+import pytest
+import torch
+from cases import PAIRS, gradients, make_case, run_python
+from tolerances import assert_close
+
+# Registered op: where its tests are. A new op belongs here, and its calls in _calls() below.
+TESTED = {
+    "relational_spmm": "test_relational_spmm.py",
+    "relational_spmm_backward": "test_relational_spmm.py",
+}
+
+
+def test_every_registered_op_is_tested():
+    assert innerloop.relational_spmm  # ops are registered when first used
+    names = torch._C._dispatch_get_all_op_names()
+    registered = {n.split("::")[1].split(".")[0] for n in names if n.startswith("innerloop::")}
+    assert registered == set(TESTED)
+
+
+SETUP = """
+import torch
+from cases import gradients, make_case
+torch.manual_seed(0)
+torch.set_num_threads(2)
+case = make_case(V=50, E=4000, B=4, d=32, dtype=torch.float32)
+graph = case.graph
+
+def work():
+    grads = gradients(lambda c: c.op("pna", "mul", graph), case)
+    return [case.op("pna", "mul", graph), *grads.values()]
+
+expected = work()  # in parallel, so OpenMP has started its threads
+"""
+
+
+def test_new_python_thread_uses_the_callers_thread_count():
+    """OpenMP's own setting is per thread: a bare region would start more threads here."""
+    run_python(
+        SETUP
+        + """
+import os, threading
+torch.set_num_threads(1)
+counts, results = [], []
+
+def target():
+    before = len(os.listdir("/proc/self/task"))
+    results.extend(work())
+    counts.extend([before, len(os.listdir("/proc/self/task"))])
+
+thread = threading.Thread(target=target)
+thread.start()
+thread.join()
+assert counts[0] == counts[1], f"{counts[1] - counts[0]} threads were started"
+assert all(map(torch.equal, results, expected))
+"""
+    )
+
+
+def test_threads_at_the_same_time():
+    """The GIL is released: four Python threads in the same graph give the same bits."""
+    run_python(
+        SETUP
+        + """
+from concurrent.futures import ThreadPoolExecutor
+with ThreadPoolExecutor(4) as pool:
+    futures = [pool.submit(work) for _ in range(16)]
+    assert all(all(map(torch.equal, f.result(), expected)) for f in futures)
+"""
+    )
+
+
+def test_fork_after_a_parallel_call():
+    """A bare parallel region hangs for ever in a forked child."""
+    run_python(
+        SETUP
+        + """
+import os
+pid = os.fork()
+if pid == 0:
+    torch.set_num_threads(1)
+    os._exit(0 if all(map(torch.equal, work(), expected)) else 3)
+_, status = os.waitpid(pid, 0)
+assert status == 0, status
+""",
+        timeout=60,
+    )
+
+
+def test_dataloader_workers():
+    run_python(
+        SETUP
+        + """
+class Data(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, i):
+        return case.op("sum", "mul", graph)
+
+loader = torch.utils.data.DataLoader(Data(), num_workers=2, multiprocessing_context="fork")
+for batch in loader:
+    assert torch.equal(batch[0], case.op("sum", "mul", graph))
+""",
+        timeout=120,
+    )
+
+
+def _calls() -> dict[str, torch.Tensor]:
+    """Forward and gradients of every public op in float32, the same in every process."""
+    torch.manual_seed(0)
+    results = {}
+    for (sum, mul), (B, d) in zip(PAIRS, itertools.cycle([(3, 34), (1, 6), (2, 100)])):
+        case = make_case(B=B, d=d, dtype=torch.float32, integers=sum == "pna")
+        results[f"{sum} {mul}"] = case.op(sum, mul)
+        for name, grad in gradients(lambda c, s=sum, m=mul: c.op(s, m), case).items():
+            results[f"{sum} {mul} {name}"] = grad
+    return results
+
+
+@pytest.fixture(scope="module")
+def here() -> dict[str, torch.Tensor]:
+    return _calls()
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_instruction_sets_agree(isa, here, tmp_path):
+    if isa not in innerloop.cpu_isas():
+        pytest.skip(f"this machine or build has {', '.join(innerloop.cpu_isas())}")
+    path = tmp_path / "results.pt"
+    calls = inspect.getsource(_calls)
+    chosen = run_python(
+        "import itertools, innerloop, torch\nfrom cases import PAIRS, gradients, make_case\n"
+        f"{calls}\ntorch.save(_calls(), {str(path)!r})\nprint(innerloop.cpu_isa())",
+        INNERLOOP_CPU=isa,
+    )
+    assert chosen.strip() == isa
+    there = torch.load(path)
+    assert there.keys() == here.keys()
+    for name, result in here.items():
+        assert_close(there[name], result, op="between_isas")
+
+
+def test_the_best_instruction_set_is_the_default():
+    isas = list(innerloop.cpu_isas())
+    assert isas[0] == "baseline"
+    code = "import innerloop; print(innerloop.cpu_isa())"
+    assert run_python(code, INNERLOOP_CPU="").strip() == isas[-1]
+
+
+def test_unknown_instruction_set_is_an_error():
+    code = "import innerloop; innerloop.cpu_isa()"
+    with pytest.raises(AssertionError, match="INNERLOOP_CPU is 'sse9', expected one of baseline"):
+        run_python(code, INNERLOOP_CPU="sse9")
+
+
+BAD_ARGUMENTS = """
+import innerloop, torch
+from cases import gradients, make_case
+from innerloop import _cpu
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+# Arguments of every kernel, as the package passes them.
+calls = []
+originals = {n: f for n, f in vars(_cpu).items() if callable(f) and n not in ("isa", "isas")}
+
+def spy(name, f):
+    def wrapper(*args):
+        calls.append((name, f, args))
+        return f(*args)
+    return wrapper
+
+for name, f in originals.items():
+    setattr(_cpu, name, spy(name, f))
+for sum in ("pna", "max"):
+    case = make_case(d=8, dtype=torch.float32)
+    gradients(lambda c: c.op(sum, "rotate"), case)
+case.graph.drop(torch.tensor([1]))
+assert {name for name, _, _ in calls} == set(originals), "a kernel was not called"
+
+fake = FakeTensorMode()
+wrong = {
+    "fake": lambda t: fake.from_tensor(t.clone()),
+    # torch adds the offset to the null pointer, so the address of a fake view is not null
+    "fake view": lambda t: fake.from_tensor(torch.cat([t, t])[len(t) :]),
+    "meta": lambda t: t.to("meta"),
+    "complex": lambda t: t.to(torch.complex64),
+    "quarter": lambda t: t.to(torch.float8_e4m3fn),
+    "integer": lambda t: t.to(torch.int16),
+    "rank": lambda t: t.unsqueeze(-1),
+    "short": lambda t: t[: len(t) // 2].clone(),
+    "stride": lambda t: t.repeat_interleave(2, -1)[..., ::2],
+    "list": lambda t: t.tolist(),
+    "sparse": lambda t: t.to_sparse(),
+}
+accepted = []
+for name, f, args in calls:
+    for i, argument in enumerate(args):
+        if not isinstance(argument, torch.Tensor):
+            continue
+        for what, change in wrong.items():
+            bad = change(argument.detach())
+            try:
+                f(*args[:i], bad, *args[i + 1 :])
+            except (TypeError, ValueError, IndexError, RuntimeError, BufferError) as error:
+                if what in ("integer", "rank", "short", "list") and "csr" not in name:
+                    assert name.split("_")[0] in str(error) or "Graph" in str(error), str(error)
+            else:
+                accepted.append(f"{name}: argument {i} as {what}")
+print("\\n".join(accepted))
+"""
+
+
+def test_kernels_refuse_bad_tensors():
+    """Each tensor argument of each kernel, replaced by a wrong one: an error and no crash."""
+    accepted = run_python(BAD_ARGUMENTS, timeout=120).split("\n")
+    assert not [line for line in accepted if line], accepted
+
+
+def test_kernels_refuse_bad_numbers():
+    """Codes and thread counts out of range."""
+    run_python(
+        """
+from cases import make_case, Record
+import torch, innerloop
+case = make_case(d=8)
+with Record() as record:
+    case.op("sum", "mul")
+((args, kwargs),) = record.of("relational_spmm")
+for bad in ((-1, 0), (99, 0), (0, -1), (0, 99)):
+    try:
+        torch.ops.innerloop.relational_spmm(*args[:-2], *bad)
+    except (ValueError, IndexError) as error:
+        assert "relational_spmm" in str(error)
+    else:
+        raise AssertionError(bad)
+"""
+    )
+
+
+def test_import_is_silent_and_starts_no_thread():
+    out = run_python(
+        "import os, torch; before = len(os.listdir('/proc/self/task'));"
+        "import innerloop, innerloop.ops;"
+        "assert len(os.listdir('/proc/self/task')) == before"
+    )
+    assert out == ""
+    assert os.environ.get("INNERLOOP_CPU") in {None, *innerloop.cpu_isas()}

@@ -1,0 +1,390 @@
+# SPDX-License-Identifier: Apache-2.0
+"""nbfnet_layer against its plain definition, and the promises of its docstring."""
+
+import math
+import sys
+from dataclasses import dataclass, field, replace
+
+import pytest
+import torch
+from cases import Record, filter_torch_warnings, gradients, make_case, run_python
+from tolerances import assert_close, assert_close_to_truth
+from torch import Tensor
+
+import innerloop
+from innerloop import reference
+
+MULS = ["mul", "add", "rotate", "min", "and"]
+FLOATS = ("relation", "input", "query", "weight", "bias", "norm_weight", "norm_bias")
+
+
+@dataclass
+class Layer:
+    """The arguments of one layer."""
+
+    graph: innerloop.RelGraph
+    source: Tensor
+    floats: dict[str, Tensor]
+    scalers: Tensor
+    options: dict = field(default_factory=dict)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: x for name, x in self.floats.items() if x is not None}
+
+    def map(self, f) -> "Layer":
+        floats = {name: None if x is None else f(x) for name, x in self.floats.items()}
+        return replace(self, floats=floats, scalers=self.scalers.to(floats["input"].dtype))
+
+    def arguments(self) -> tuple:
+        relation, input, *rest = (self.floats[name] for name in FLOATS)
+        return relation, input, self.source, *rest, self.scalers
+
+    def op(self) -> Tensor:
+        return innerloop.nbfnet_layer(self.graph, *self.arguments(), **self.options)
+
+    def reference(self) -> Tensor:
+        g = self.graph
+        return reference.nbfnet_layer(
+            g.edge_index, g.edge_type, g.num_nodes, *self.arguments(), **self.options
+        )
+
+
+def make_layer(
+    V=9,
+    E=40,
+    R=3,
+    B=3,
+    d=6,
+    D=None,
+    *,
+    dtype=torch.float64,
+    device="cpu",
+    per_query=True,
+    norm=True,
+    **options,
+) -> Layer:
+    """A random layer; D=None is D = d with the residual. The last node has no in-edge."""
+    case = make_case(V, E, R, B, d, dtype=dtype, device=device, per_query=per_query, isolated=V > 1)
+    log_degree = (case.graph.in_degree.double() + 1).log()
+    s = log_degree / log_degree.mean() if E else log_degree
+    width = D or d
+
+    def normal(*shape):
+        return torch.randn(shape, dtype=torch.float64).to(device, dtype)
+
+    return Layer(
+        case.graph,
+        torch.randint(0, V, (B,), device=device),
+        {
+            "relation": case.relation,
+            "input": case.input,
+            "query": normal(B, d),
+            "weight": normal(width, 13 * d) / 6,
+            "bias": normal(width),
+            "norm_weight": normal(width) if norm else None,
+            "norm_bias": normal(width) if norm else None,
+        },
+        torch.stack([torch.ones_like(s), s, 1 / s.clamp(min=0.01)], dim=-1).to(dtype),
+        {"residual": D is None} | options,
+    )
+
+
+# (V, E, R, B, d, D); D None is D = d with the residual.
+SHAPES = {
+    "small": (9, 40, 3, 3, 6, None),
+    "one-node": (1, 5, 1, 1, 2, None),
+    "one-node-no-edge": (1, 0, 1, 2, 4, 3),
+    "no-edges": (5, 0, 2, 3, 8, None),
+    "widths-2-1": (7, 20, 2, 1, 2, 1),
+    "widths-34-7": (7, 30, 3, 2, 34, 7),
+    "widths-8-40": (11, 60, 4, 5, 8, 40),
+    "d32": (12, 60, 3, 9, 32, None),
+    "d100": (5, 20, 2, 2, 100, None),
+    "long-row": (2, 300, 3, 2, 6, None),
+}
+
+
+@pytest.mark.parametrize("mul", MULS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_forward_and_backward_float64(shape, mul, device):
+    V, E, R, B, d, D = SHAPES[shape]
+    for per_query, norm, relu in [(False, True, True), (True, True, False), (True, False, True)]:
+        options = {"per_query": per_query, "norm": norm, "relu": relu, "mul": mul}
+        layer = make_layer(V, E, R, B, d, D, device=device, **options)
+        assert_close(layer.op(), layer.reference(), op="nbfnet_layer")
+        expected = gradients(Layer.reference, layer)
+        for name, grad in gradients(Layer.op, layer).items():
+            assert_close(grad, expected[name], op="nbfnet_layer")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("mul", MULS)
+def test_dtypes(mul, dtype, device):
+    layer = make_layer(d=32, dtype=dtype, device=device, mul=mul, norm=False)
+    exact = layer.map(Tensor.double)
+    assert layer.op().dtype == dtype
+    assert_close_to_truth(layer.op(), layer.reference(), exact.reference(), op="nbfnet_layer")
+
+
+def test_gradients_float32(device):
+    layer = make_layer(V=6, E=80, d=32, dtype=torch.float32, device=device, mul="add")
+    truth = gradients(Layer.reference, layer.map(Tensor.double))
+    for name, grad in gradients(Layer.op, layer).items():
+        scale = truth[name].abs().max()
+        assert_close(grad / scale, truth[name] / scale, op="nbfnet_layer")
+
+
+@pytest.mark.parametrize("mul", ["mul", "rotate"])
+@pytest.mark.parametrize("per_query", [False, True])
+def test_gradcheck(mul, per_query):
+    layer = make_layer(4, 8, 2, 2, 2, 3, mul=mul, per_query=per_query)
+    names = list(layer.tensors)
+    layer = layer.map(lambda x: torch.randn_like(x).requires_grad_())
+
+    def f(*tensors):
+        return replace(layer, floats=dict(zip(names, tensors, strict=True))).op()
+
+    assert torch.autograd.gradcheck(f, list(layer.tensors.values()))
+
+
+def test_only_wanted_gradients():
+    layer = make_layer()
+    expected = gradients(Layer.op, layer)
+    grad_out = torch.randint(-16, 17, layer.op().shape, generator=torch.Generator().manual_seed(0)) / 8
+    for name, x in layer.map(torch.clone).tensors.items():
+        one = replace(layer, floats=layer.floats | {name: x.requires_grad_()})
+        (grad,) = torch.autograd.grad(one.op(), x, grad_out.double())
+        assert torch.equal(grad, expected[name])
+
+
+@pytest.mark.parametrize("order", ["transposed", "every-other", "expanded"])
+def test_strides(order):
+    def view(x):
+        if order == "transposed":
+            return x.transpose(0, -1).contiguous().transpose(0, -1)
+        return x.repeat_interleave(2, -1)[..., ::2] if order == "every-other" else x[:1].expand_as(x)
+
+    layer = make_layer()
+    strided = layer.map(view)
+    assert_close(strided.op(), strided.reference(), op="nbfnet_layer")
+    grad_out = view(torch.randn_like(layer.op()))
+    expected = gradients(lambda x: x.map(view).reference(), layer, grad_out)
+    for name, grad in gradients(lambda x: x.map(view).op(), layer, grad_out).items():
+        assert_close(grad, expected[name], op="nbfnet_layer")
+
+
+OPCHECK = {
+    "contiguous": {},
+    "requires-grad": {},
+    "no-norm-shared": {"norm": False, "per_query": False, "D": 5},
+    "no-edges": {"E": 0},
+    "plain-bfloat16": {"dtype": torch.bfloat16},
+}
+
+
+@filter_torch_warnings
+@pytest.mark.parametrize("name", ["nbfnet_layer", "nbfnet_layer_backward"])
+@pytest.mark.parametrize("what", OPCHECK)
+def test_opcheck(name, what):
+    layer = make_layer(V=5, B=2, **{"E": 12, "d": 4} | OPCHECK[what])
+    with Record() as record:
+        gradients(Layer.op, layer)
+    ((args, kwargs),) = record.of(name)
+
+    def prepare(x):
+        floating = isinstance(x, Tensor) and x.is_floating_point()
+        return x.detach().requires_grad_(what == "requires-grad") if floating else x
+
+    args = tuple(prepare(x) for x in args)
+    torch.library.opcheck(getattr(torch.ops.innerloop, name).default, args, kwargs)
+
+
+@filter_torch_warnings
+def test_compile():
+    torch._dynamo.reset()
+    layer = make_layer(d=4, dtype=torch.float32)
+    names = list(layer.tensors)
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def compiled(*tensors):
+        return replace_floats(layer, names, tensors).op() * 2
+
+    assert_close(compiled(*layer.tensors.values()), 2 * layer.op(), op="nbfnet_layer")
+    expected = gradients(lambda x: x.op() * 2, layer)
+    for name, grad in gradients(lambda x: compiled(*x.tensors.values()), layer).items():
+        assert_close(grad, expected[name], op="nbfnet_layer")
+
+
+def replace_floats(layer: Layer, names: list[str], tensors) -> Layer:
+    floats = dict.fromkeys(FLOATS) | dict(zip(names, tensors, strict=True))
+    return Layer(layer.graph, layer.source, floats, layer.scalers, layer.options)
+
+
+@pytest.mark.parametrize("mapped", [*FLOATS, "all"])
+def test_vmap_and_vmap_grad(mapped):
+    layer = make_layer(V=5, E=12, d=4)
+    names = list(layer.tensors)
+    in_dims = tuple(0 if mapped in (name, "all") else None for name in names)
+    tensors = [
+        x if dim is None else torch.stack([x, 2 * x])
+        for x, dim in zip(layer.tensors.values(), in_dims, strict=True)
+    ]
+    weight = torch.rand_like(layer.op())
+
+    def loss(*tensors):
+        return (replace_floats(layer, names, tensors).op() * weight).sum()
+
+    def at(i):
+        picked = [x if dim is None else x[i] for x, dim in zip(tensors, in_dims, strict=True)]
+        return replace_floats(layer, names, picked)
+
+    out = torch.func.vmap(lambda *t: replace_floats(layer, names, t).op(), in_dims)(*tensors)
+    assert_close(out, torch.stack([at(i).op() for i in range(2)]), op="nbfnet_layer")
+    grads = torch.func.vmap(torch.func.grad(loss, tuple(range(7))), in_dims)(*tensors)
+    expected = [gradients(Layer.reference, at(i), weight) for i in range(2)]
+    for name, grad in zip(names, grads, strict=True):
+        assert_close(grad, torch.stack([e[name] for e in expected]), op="nbfnet_layer")
+
+
+@pytest.mark.parametrize("nested", ["autograd", "func", "forward-mode"])
+def test_derivatives_that_are_not_there_raise(nested):
+    layer = make_layer(d=4)
+    x = layer.floats["input"]
+
+    def f(x):
+        return replace(layer, floats=layer.floats | {"input": x}).op().pow(2).sum()
+
+    with pytest.raises((NotImplementedError, RuntimeError), match="nbfnet_layer|jvp"):
+        if nested == "autograd":
+            x.requires_grad_()
+            (first,) = torch.autograd.grad(f(x), x, create_graph=True)
+            first.sum().backward()
+        elif nested == "func":
+            torch.func.grad(lambda x: torch.func.grad(f)(x).sum())(x)
+        else:
+            torch.func.jvp(f, (x,), (x,))
+
+
+@pytest.mark.parametrize("sizes", [(3, 2, 1, 0, 4), (3, 2, 1, 2, 4, 0), (2, 0, 0, 1, 4)])
+def test_degenerate_sizes(sizes):
+    layer = make_layer(*sizes, norm=len(sizes) == 5)
+    assert_close(layer.op(), layer.reference(), op="nbfnet_layer")
+    for name, grad in gradients(Layer.op, layer).items():
+        assert grad.shape == layer.tensors[name].shape
+        assert grad.isfinite().all()
+
+
+def test_same_bits_in_every_run_and_for_every_thread_count():
+    layer = make_layer(97, 1500, 5, 7, 32, dtype=torch.float32)
+    before = torch.get_num_threads()
+
+    def run(threads):
+        torch.set_num_threads(threads)
+        try:
+            return [layer.op(), *gradients(Layer.op, layer).values()]
+        finally:
+            torch.set_num_threads(before)
+
+    first = run(1)
+    for threads in (1, 2, 4):
+        assert all(map(torch.equal, run(threads), first)), f"{threads} threads"
+
+
+def test_nan_reaches_exactly_itself_and_its_out_neighbours():
+    layer = make_layer(relu=False)
+    edges = layer.graph.edge_index
+    source = edges[0, 5]
+    reached = torch.zeros(9, 3, dtype=torch.bool)
+    reached[edges[1, edges[0] == source], 1] = reached[source, 1] = True
+    layer.floats["input"][source, 1] = math.nan
+    isnan = layer.op().isnan()
+    assert torch.equal(isnan, reached.unsqueeze(-1).expand_as(isnan))
+
+
+@pytest.mark.parametrize("d", [2, 14, 34])
+def test_guard_zones(d):
+    """Tensors carved from NaN-filled buffers: nothing beside them is read."""
+
+    def carve(x):
+        buffer = x.new_full((x.numel() + 130,), math.nan)
+        return buffer[65:-65].view(x.shape).copy_(x)
+
+    layer = make_layer(d=d, dtype=torch.float32)
+    grad_out = torch.randn_like(layer.op())
+    expected = [layer.op(), *gradients(Layer.op, layer, grad_out).values()]
+    carved = layer.map(lambda x: carve(x).requires_grad_())
+    out = carved.op()
+    actual = [out, *torch.autograd.grad(out, list(carved.tensors.values()), carve(grad_out))]
+    assert all(map(torch.equal, actual, expected))
+
+
+def given(**floats):
+    return lambda layer: replace(layer, floats=layer.floats | floats)
+
+
+def weighted(layer: Layer) -> Layer:
+    g = layer.graph
+    sizes = (g.num_nodes, g.num_relations, torch.ones(g.num_edges))
+    return replace(layer, graph=innerloop.RelGraph(g.edge_index, g.edge_type, *sizes))
+
+
+# what: (how the valid layer is broken, words of the message)
+ERRORS = {
+    "mul": (lambda x: replace(x, options={"mul": "div"}), "mul 'div' rotate"),
+    "graph-weight": (weighted, "graph weight"),
+    "source-range": (lambda x: replace(x, source=torch.tensor([0, 9, 0])), "source 9 [0, 9)"),
+    "source-dtype": (lambda x: replace(x, source=x.source.int()), "source int64"),
+    "source-shape": (lambda x: replace(x, source=x.source[:2]), "source (2) (3)"),
+    "weight-shape": (given(weight=torch.ones(6, 77)), "weight (6, 77) (6, 78)"),
+    "residual": (given(weight=torch.ones(5, 78), bias=torch.ones(5)), "weight residual"),
+    "bias-shape": (given(bias=torch.ones(5)), "bias (5) (6)"),
+    "query-shape": (given(query=torch.ones(2, 6)), "query (2, 6) (3, 6)"),
+    "half-norm": (given(norm_bias=None), "norm_bias"),
+    "weight-dtype": (given(weight=torch.ones(6, 78).double()), "weight dtype"),
+    "scalers-shape": (lambda x: replace(x, scalers=x.scalers[:, :2]), "scalers (9, 2) (9, 3)"),
+    "relation-rows": (given(relation=torch.ones(2, 6)), "relation 2 3"),
+}
+
+
+@pytest.mark.parametrize("what", ERRORS)
+def test_error_texts(what):
+    change, words = ERRORS[what]
+    layer = change(make_layer(dtype=torch.float32))
+    with pytest.raises((ValueError, TypeError, IndexError)) as caught:
+        layer.op()
+    text = str(caught.value).replace(",)", ")")
+    assert not [word for word in ["nbfnet_layer", *words.split()] if word not in text], text
+
+
+MEMORY = """
+import pathlib, re, torch
+from test_nbfnet_layer import make_layer
+torch.set_num_threads(2)
+
+def status(key):
+    text = pathlib.Path("/proc/self/status").read_text()
+    return int(re.search(key + r":\\s+(\\d+)", text)[1]) * 1024
+
+def extra(way, V, E):
+    layer = make_layer(V, E, 5, 8, 32, dtype=torch.float32)
+    grad_out = torch.rand_like(layer.floats["input"])
+    tensors = [x.requires_grad_() for x in layer.tensors.values()]
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again at VmRSS
+    before = status("VmRSS")
+    out = getattr(layer, way)()
+    outputs = [out, *torch.autograd.grad(out, tensors, grad_out)]
+    return (status("VmHWM") - before - sum(x.nbytes for x in outputs)) / grad_out.nbytes
+
+extra("op", 10, 100)  # code and threads are loaded
+extra("reference", 10, 100)
+print(extra("op", 20_000, 30_000), extra("reference", 5_000, 7_500))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
+def test_memory_bound():
+    """Forward and backward keep one tensor of the output's size, and no 4- or 12-fold one."""
+    op, plain = map(float, run_python(MEMORY).split())
+    assert plain > 12, "the plain way must exceed the bound, or this test cannot fail"
+    assert op <= 1.5

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: what a user types, and what is printed."""
+
+import subprocess
+import sys
+
+import pytest
+from innerloop.cli import main
+
+pytest.importorskip("pytorch_lightning")
+pytest.importorskip("jsonargparse")
+
+SMALL = ["--epochs", "1", "--batch-size=12", "--num-negative", "4", "--dim", "8"]
+SMALL += ["--num-layers", "2", "--accelerator", "cpu"]
+
+
+def test_help(capsys):
+    assert main([]) == 0
+    assert main(["--help"]) == 0
+    assert "innerloop nbfnet fit" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        main(["nbfnet", "fit", "--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert "folder of another data set" in out
+    assert "default: fb237_v1" in out
+
+
+def test_unknown_command(capsys):
+    assert main(["nbfnot"]) == 2
+    assert "unknown command 'nbfnot'" in capsys.readouterr().err
+
+
+def test_fit_then_evaluate_print_the_same_row(tiny, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert main(["nbfnet", "fit", "--data", str(tiny), *SMALL]) == 0
+    fit = capfd.readouterr()
+    assert fit.err == ""
+    row = next(line for line in fit.out.splitlines() if "tiny test, measured" in line)
+    assert "seed 1024" in fit.out
+    checkpoint = tmp_path / "runs" / "nbfnet" / "tiny" / "best.ckpt"
+    assert main(["nbfnet", "evaluate", str(checkpoint), "--accelerator", "cpu"]) == 0
+    again = capfd.readouterr()
+    assert again.err == ""
+    assert row in again.out
+
+
+def test_published_numbers_stand_below_the_measured_ones(tiny, tmp_path, capfd):
+    """A folder of a known name gets its table row and its settings."""
+    for suffix in ("", "_ind"):
+        (tmp_path / f"fb237_v2{suffix}").symlink_to(tiny.with_name(tiny.name + suffix))
+    folder = tmp_path / "fb237_v2"
+    folder.unlink()
+    folder.mkdir()
+    for file in tiny.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    output = ["--output", str(tmp_path / "out")]
+    assert main(["nbfnet", "fit", "--data", str(folder), *output, *SMALL]) == 0
+    table = capfd.readouterr().out.splitlines()
+    official = next(line for line in table if "published, official" in line)
+    assert "0.949" in official
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fit", "--dataset", "fb15k"], "dataset 'fb15k' does not ship with innerloop"),
+        (["fit", "--data", "nowhere"], "nowhere: no such folder"),
+        (["fit", "--epochs", "0"], "epochs must be at least 1, got 0"),
+        (["fit", "--resume", "no.ckpt"], "no.ckpt: no such checkpoint"),
+        (["evaluate", "no.ckpt"], "no.ckpt: no such checkpoint"),
+    ],
+)
+def test_errors_of_the_user_are_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["nbfnet", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("innerloop: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_missing_lightning_names_the_extra(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "pytorch_lightning", None)
+    assert main(["nbfnet", "fit"]) == 1
+    error = capsys.readouterr().err
+    assert "pytorch_lightning is missing" in error
+    assert 'pip install "innerloop[train]"' in error
+
+
+def test_module_runs_as_a_program():
+    done = subprocess.run(
+        [sys.executable, "-m", "innerloop", "--help"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("usage: innerloop")
+    assert done.stderr == ""
