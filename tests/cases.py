@@ -129,6 +129,11 @@ def even(d: int, mul: str) -> int:
     return d + d % 2 if mul == "rotate" else d
 
 
+def default_grad_out(out: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return (torch.randint(-16, 17, out.shape, generator=generator) / 8).to(out)
+
+
 def gradients(f, case: Case, grad_out: Tensor | None = None) -> dict[str, Tensor]:
     """d(Σ grad_out·f(case)) of every tensor.
 
@@ -137,8 +142,7 @@ def gradients(f, case: Case, grad_out: Tensor | None = None) -> dict[str, Tensor
     case = case.map(lambda tensor: tensor.detach().clone().requires_grad_())
     out = f(case)
     if grad_out is None:
-        generator = torch.Generator().manual_seed(0)
-        grad_out = torch.randint(-16, 17, out.shape, generator=generator) / 8
+        grad_out = default_grad_out(out)
     finite = out.isfinite()  # the identity of an empty row has no gradient
     total = out.where(finite, 0).mul(grad_out.to(out)).sum()
     return dict(
@@ -181,8 +185,7 @@ def filter_torch_warnings(test):
 
 def run_python(code: str, *, timeout: float = 60, **env: str) -> str:
     """Standard output of a fresh interpreter; a crash or a hang fails with its traceback."""
-    here = Path(__file__).parent
-    path = os.pathsep.join([str(here), str(here / "ops"), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     result = subprocess.run(
         [sys.executable, "-X", "faulthandler", "-W", "error", "-c", code],
         capture_output=True,

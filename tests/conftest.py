@@ -7,10 +7,14 @@ import sys
 import zlib
 from pathlib import Path
 
+# Before torch loads OpenMP: threads that wait by spinning cost shared cores more than the tests do.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))  # tolerances.py and cases.py, under importlib mode
+# Helpers such as tolerances.py and cases.py are imported by name, also under importlib mode.
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

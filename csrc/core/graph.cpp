@@ -43,8 +43,8 @@ void build_csr(int32_t* out, const int64_t* src, const int64_t* dst, const int64
                int64_t num_nodes, int64_t num_relations) {
   std::vector<int32_t> order(num_edges), scratch(num_edges), start;
   for (int64_t e = 0; e < num_edges; ++e) order[e] = static_cast<int32_t>(e);
-  counting_pass(rel, num_relations, order, scratch, start);
-  counting_pass(src, num_nodes, scratch, order, start);
+  counting_pass(src, num_nodes, order, scratch, start);
+  counting_pass(rel, num_relations, scratch, order, start);
   counting_pass(dst, num_nodes, order, scratch, start);
   out[0] = static_cast<int32_t>(num_nodes);
   out[1] = static_cast<int32_t>(num_relations);

@@ -21,14 +21,14 @@ namespace il {
 namespace IL_ISA {
 namespace {
 
-constexpr int64_t kColumns = 256;  // of a block: 1 KB rows, and enough blocks for the threads
 constexpr int kGroup = 4;          // nodes of one degree that share a trip through the weights
 constexpr int kScalers = 3;
 constexpr int kStatistics = 4;
 
-int64_t layer_columns(const NbfnetLayer& p) {
-  const int64_t queries = min64(max64(kColumns / max64(p.dim, 1), 1), max64((p.batch + 3) / 4, 1));
-  return queries * p.dim;
+// Of a block: what gathers well, and blocks enough for four threads.
+int64_t layer_columns(const NbfnetLayer& p, int64_t bytes_per_column) {
+  const int64_t queries = gather_columns(p.graph.num_nodes, bytes_per_column, p.dim) / max64(p.dim, 1);
+  return min64(max64(queries, 1), max64((p.batch + 3) / 4, 1)) * p.dim;
 }
 
 RelationalSpmm spmm_of(const NbfnetLayer& p) {
@@ -170,10 +170,12 @@ template <class A>
 void forward(const NbfnetLayer& p) {
   const RelationalSpmm s = spmm_of(p);
   const int64_t d = p.dim, D = p.out_dim, V = p.graph.num_nodes;
-  const Blocks blocks(p.batch, d, layer_columns(p));
+  const Blocks blocks(p.batch, d, layer_columns(p, sizeof(A)));
   const Weights<A> weights(p);
   const Groups groups(p.graph);
-  const int64_t chunks = min64(max64(groups.count / 16, 1), 64);
+  // Rows do not see each other, so the cut may depend on the threads.
+  const bool compact = blocks.count >= p.threads;
+  const int64_t chunks = compact ? 1 : min64(max64(groups.count / 16, 1), 64);
   const bool small = (p.graph.num_edges + V) * p.batch * d < 4096;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(p.threads) if (!small && p.threads > 1)
   for (int64_t task = 0; task < blocks.count * chunks; ++task) {
@@ -182,7 +184,9 @@ void forward(const NbfnetLayer& p) {
     Scratch<A> scratch(w * (2 + kUnroll + 5 * kGroup) + kGroup * queries * D + kStatistics * d * D);
     A* a = scratch.get();
     A* boundary = a;
-    const Walk<A> walk(s, block, a + 2 * w);
+    Walk<A> walk(s, block, a + 2 * w);
+    Scratch<A> copy(compact ? V * w : 0);
+    if (compact) walk.use_compact(copy.get());
     const RowBuffers<A> b = {a + (2 + kUnroll) * w, a + (2 + kUnroll + kGroup) * w,
                              a + (2 + kUnroll + 2 * kGroup) * w, a + (2 + kUnroll + 3 * kGroup) * w, a + w};
     A* input = a + (2 + kUnroll + 4 * kGroup) * w;
@@ -201,7 +205,7 @@ void forward(const NbfnetLayer& p) {
       for (int64_t k = 0; k < size; ++k) {
         boundary_row(p, block, nodes[k], boundary);
         pna_reduce_row(walk, nodes[k], static_cast<const A*>(boundary), node_buffers(b, k * w));
-        std::memcpy(input + k * w, walk.x + nodes[k] * walk.columns_total, w * sizeof(A));
+        std::memcpy(input + k * w, walk.x + nodes[k] * walk.x_stride, w * sizeof(A));
       }
       const int64_t rows = size * queries;
       for (int64_t r = 0; r < rows; ++r) std::memcpy(y + r * D, p.bias, D * sizeof(A));
@@ -294,9 +298,12 @@ void backward_block(const NbfnetLayerBackward& args, const RelationalSpmm& s, Bl
   A* combined_grad = combined_transposed + table;
   const A* statistics[kStatistics] = {b.s, b.hi, b.lo, b.q};
 
-  A* grad_input = static_cast<A*>(args.grad_input) + walk.first_column;
+  Scratch<A> copy(V * w), copy_grad(V * w);
+  walk.use_compact(copy.get());
+  walk.grad_stride = w;
+  A* grad_input = copy_grad.get();
   A* grad_relation = p.shared ? shared_relation_grad : static_cast<A*>(args.grad_relation) + walk.first_column;
-  for (int64_t v = 0; v < V; ++v) fill(grad_input + v * walk.columns_total, w, A(0));
+  fill(grad_input, V * w, A(0));
   for (int64_t r = 0; r < p.num_relations; ++r) fill(grad_relation + r * walk.rel_stride, p.shared ? d : w, A(0));
   fill(grads.own, ParameterGrads<A>::size(d, D), A(0));
   fill(combined_grad, table, A(0));
@@ -323,7 +330,7 @@ void backward_block(const NbfnetLayerBackward& args, const RelationalSpmm& s, Bl
     for (int64_t k = 0; k < size; ++k) {
       boundary_row(p, block, nodes[k], boundary + k * w);
       pna_reduce_row(walk, nodes[k], static_cast<const A*>(boundary + k * w), node_buffers(b, k * w));
-      std::memcpy(input + k * w, walk.x + nodes[k] * walk.columns_total, w * sizeof(A));
+      std::memcpy(input + k * w, walk.x + nodes[k] * walk.x_stride, w * sizeof(A));
     }
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t at = (nodes[r / queries] * p.batch + block.query + r % queries) * D;
@@ -347,7 +354,7 @@ void backward_block(const NbfnetLayerBackward& args, const RelationalSpmm& s, Bl
       const int64_t v = nodes[k], o = k * w;
       const RowGrads<A> row = {feature_grad[0] + o, b.s + o,  feature_grad[3] + o, b.hi + o,
                                b.lo + o, feature_grad[1] + o, feature_grad[2] + o};
-      A* grad_row = grad_input + v * walk.columns_total;
+      A* grad_row = grad_input + v * w;
       const A* grad_out = static_cast<const A*>(args.grad_out) + (v * p.batch + block.query) * D;
       for (int64_t j = 0; j < w; ++j) grad_row[j] += input_grad[o + j];
       for (int64_t j = 0; p.residual && j < w; ++j) grad_row[j] += grad_out[j];
@@ -366,6 +373,10 @@ void backward_block(const NbfnetLayerBackward& args, const RelationalSpmm& s, Bl
     }
   }
   flush();
+  for (int64_t v = 0; v < V; ++v) {
+    std::memcpy(static_cast<A*>(args.grad_input) + v * walk.columns_total + walk.first_column, grad_input + v * w,
+                w * sizeof(A));
+  }
 }
 
 template <class A>
@@ -373,7 +384,7 @@ void backward(const NbfnetLayerBackward& args) {
   const NbfnetLayer& p = args.forward;
   const RelationalSpmm s = spmm_of(p);
   const int64_t d = p.dim, D = p.out_dim, V = p.graph.num_nodes;
-  const Blocks blocks(p.batch, d, layer_columns(p));
+  const Blocks blocks(p.batch, d, layer_columns(p, 2 * sizeof(A)));
   const Weights<A> weights(p);
   Scratch<A> own_transposed(d * D);
   transpose(weights.own.data(), d, D, own_transposed.get());

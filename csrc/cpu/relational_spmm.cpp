@@ -18,7 +18,6 @@ namespace IL_ISA {
 namespace {
 
 constexpr int64_t kForwardColumns = 512;
-constexpr int64_t kBackwardColumns = 128;
 
 template <class T>
 void pna_row(const Walk<T>& walk, int64_t v, const RowBuffers<typename AccOf<T>::type>& b) {
@@ -92,29 +91,39 @@ void plain_row(const Walk<T>& walk, int64_t v, const RowBuffers<typename AccOf<T
 }
 
 template <class T>
-void forward(const RelationalSpmm& p) {
+void forward_rows(const RelationalSpmm& p, Block block, int64_t first, int64_t last, bool compact) {
   using A = typename AccOf<T>::type;
-  const Blocks blocks(p.batch, p.dim, kForwardColumns);
-  const RowRanges ranges(p.graph);
-  const int64_t tasks = blocks.count * ranges.count;
+  const int64_t w = block.width;
+  Scratch<A> scratch(w * (5 + kUnroll));
+  Scratch<T> copy(compact ? p.graph.num_nodes * w : 0);
+  A* s = scratch.get();
+  const RowBuffers<A> b = {s, s + w, s + 2 * w, s + 3 * w, s + 4 * w};
+  Walk<T> walk(p, block, s + 5 * w);
+  if (compact) walk.use_compact(copy.get());
+  for (int64_t v = first; v < last; ++v) {
+    if (p.sum == Sum::kPna) {
+      pna_row(walk, v, b);
+    } else {
+      plain_row(walk, v, b);
+    }
+  }
+}
+
+// Columns do not see each other, so the cut may depend on the threads: one task for a block of gather-sized width
+// when there are enough of them, else wide blocks cut into row ranges.
+template <class T>
+void forward(const RelationalSpmm& p) {
   const bool small = (p.graph.num_edges + p.graph.num_nodes) * p.batch * p.dim < 32768;
+  const Blocks narrow(p.batch, p.dim, gather_columns(p.graph.num_nodes, sizeof(T), p.dim));
+  const bool compact = !small && narrow.count >= p.threads && narrow.count > 1;
+  const Blocks blocks = compact ? narrow : Blocks(p.batch, p.dim, kForwardColumns);
+  const RowRanges ranges(p.graph, compact || small ? 1 : 256);
+  const int64_t tasks = blocks.count * ranges.count;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(p.threads) if (!small && p.threads > 1)
   for (int64_t task = 0; task < tasks; ++task) {
-    const Block block = blocks[task / ranges.count];
     const int64_t range = task % ranges.count;
-    Scratch<A> scratch(block.width * (5 + kUnroll));
-    A* s = scratch.get();
-    const int64_t w = block.width;
-    const RowBuffers<A> b = {s, s + w, s + 2 * w, s + 3 * w, s + 4 * w};
-    const Walk<T> walk(p, block, s + 5 * w);
     const int64_t last = range + 1 == ranges.count ? p.graph.num_nodes : ranges.first(range + 1);
-    for (int64_t v = ranges.first(range); v < last; ++v) {
-      if (p.sum == Sum::kPna) {
-        pna_row(walk, v, b);
-      } else {
-        plain_row(walk, v, b);
-      }
-    }
+    forward_rows<T>(p, blocks[task / ranges.count], ranges.first(range), last, compact);
   }
 }
 
@@ -193,10 +202,15 @@ void backward_block(const RelationalSpmmBackward& args, Block block, A* shared_r
                 (p.sum == Sum::kSum || p.sum == Sum::kMean || p.sum == Sum::kMax || p.sum == Sum::kMin ||
                  p.sum == Sum::kPna);
   const int64_t columns_total = walk.columns_total;
-  A* grad_input = static_cast<A*>(args.grad_input) + walk.first_column;
+  A* grad_output = static_cast<A*>(args.grad_input) + walk.first_column;
   A* grad_relation =
       p.shared ? shared_relation_grad : static_cast<A*>(args.grad_relation) + walk.first_column;
-  for (int64_t v = 0; v < p.graph.num_nodes; ++v) fill(grad_input + v * columns_total, w, A(0));
+  Scratch<T> compact(p.graph.num_nodes * w);
+  Scratch<A> compact_grad(p.graph.num_nodes * w);
+  walk.use_compact(compact.get());
+  walk.grad_stride = w;
+  A* grad_input = compact_grad.get();
+  fill(grad_input, p.graph.num_nodes * w, A(0));
   for (int64_t r = 0; r < p.num_relations; ++r) {
     fill(grad_relation + r * walk.rel_stride, p.shared ? p.dim : w, A(0));
   }
@@ -210,13 +224,16 @@ void backward_block(const RelationalSpmmBackward& args, Block block, A* shared_r
                     static_cast<A*>(args.grad_boundary) + offset);
     }
   }
+  for (int64_t v = 0; v < p.graph.num_nodes; ++v) {
+    std::memcpy(grad_output + v * columns_total, grad_input + v * w, w * sizeof(A));
+  }
 }
 
 template <class T>
 void backward(const RelationalSpmmBackward& args) {
   using A = typename AccOf<T>::type;
   const RelationalSpmm& p = args.forward;
-  const Blocks blocks(p.batch, p.dim, kBackwardColumns);
+  const Blocks blocks(p.batch, p.dim, gather_columns(p.graph.num_nodes, sizeof(T) + sizeof(A), p.dim));
   const int64_t table = p.num_relations * p.dim;
   Scratch<A> relation_parts(p.shared ? blocks.count * table : 0);
   Scratch<A> weight_parts(args.grad_weight != nullptr ? blocks.count * p.graph.num_edges : 0);

@@ -17,7 +17,7 @@ class RelGraph:
     """A directed multigraph with typed edges.
 
     Building it checks every id and sorts the edges once, in linear time; each later call of an op, and each
-    :meth:`drop`, reuses that order. Inside a destination's row edges are ordered by (source, relation, position).
+    :meth:`drop`, reuses that order. Inside a destination's row edges are ordered by (relation, source, position).
 
     Args:
         edge_index: int64 (2, E); row 0 is the source x, row 1 the destination v of each edge.

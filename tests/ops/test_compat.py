@@ -20,7 +20,7 @@ def torchdrug(case: Case, sum: str, mul: str) -> torch.Tensor:
     source, destination = case.edge_index
     indices = torch.stack([destination, source, case.edge_type])
     size = (case.num_nodes, case.num_nodes, case.num_relations)
-    sparse = torch.sparse_coo_tensor(indices, case.edge_weight, size)
+    sparse = torch.sparse_coo_tensor(indices, case.edge_weight, size, check_invariants=True)
     return generalized_rspmm(sparse, case.relation, case.input, sum=sum, mul=mul)
 
 

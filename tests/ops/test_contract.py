@@ -1,28 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every op promises about processes, threads, instruction sets and bad pointers."""
 
+import importlib
 import inspect
 import itertools
 import os
+from pathlib import Path
 
 import innerloop
 import pytest
 import torch
-from cases import PAIRS, gradients, make_case, run_python
+from cases import MULS, PAIRS, Record, gradients, make_case, run_python
+from layers import Layer, make_layer
 from tolerances import assert_close
 
 # Registered op: where its tests are. A new op belongs here, and its calls in _calls() below.
 TESTED = {
+    "nbfnet_layer": "test_nbfnet_layer.py",
+    "nbfnet_layer_backward": "test_nbfnet_layer.py",
     "relational_spmm": "test_relational_spmm.py",
     "relational_spmm_backward": "test_relational_spmm.py",
 }
 
 
 def test_every_registered_op_is_tested():
-    assert innerloop.relational_spmm  # ops are registered when first used
+    importlib.import_module("innerloop.ops")  # ops are registered when first used
     names = torch._C._dispatch_get_all_op_names()
     registered = {n.split("::")[1].split(".")[0] for n in names if n.startswith("innerloop::")}
     assert registered == set(TESTED)
+    assert all((Path(__file__).parent / name).is_file() for name in TESTED.values())
 
 
 SETUP = """
@@ -122,6 +128,11 @@ def _calls() -> dict[str, torch.Tensor]:
         results[f"{sum} {mul}"] = case.op(sum, mul)
         for name, grad in gradients(lambda c, s=sum, m=mul: c.op(s, m), case).items():
             results[f"{sum} {mul} {name}"] = grad
+    for mul, d in itertools.product(MULS, (6, 32)):
+        layer = make_layer(d=d, dtype=torch.float32, mul=mul)
+        results[f"layer {mul} {d}"] = layer.op()
+        for name, grad in gradients(Layer.op, layer).items():
+            results[f"layer {mul} {d} {name}"] = grad
     return results
 
 
@@ -137,7 +148,8 @@ def test_instruction_sets_agree(isa, here, tmp_path):
     path = tmp_path / "results.pt"
     calls = inspect.getsource(_calls)
     chosen = run_python(
-        "import itertools, innerloop, torch\nfrom cases import PAIRS, gradients, make_case\n"
+        "import itertools, innerloop, torch\nfrom cases import MULS, PAIRS, gradients, make_case\n"
+        "from layers import Layer, make_layer\n"
         f"{calls}\ntorch.save(_calls(), {str(path)!r})\nprint(innerloop.cpu_isa())",
         INNERLOOP_CPU=isa,
     )
@@ -165,6 +177,7 @@ BAD_ARGUMENTS = """
 import innerloop, torch
 from cases import gradients, make_case
 from innerloop import _cpu
+from layers import Layer, make_layer
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 # Arguments of every kernel, as the package passes them.
@@ -183,6 +196,7 @@ for sum in ("pna", "max"):
     case = make_case(d=8, dtype=torch.float32)
     gradients(lambda c: c.op(sum, "rotate"), case)
 case.graph.drop(torch.tensor([1]))
+gradients(Layer.op, make_layer(dtype=torch.float32))
 assert {name for name, _, _ in calls} == set(originals), "a kernel was not called"
 
 fake = FakeTensorMode()
@@ -225,24 +239,14 @@ def test_kernels_refuse_bad_tensors():
 
 
 def test_kernels_refuse_bad_numbers():
-    """Codes and thread counts out of range."""
-    run_python(
-        """
-from cases import make_case, Record
-import torch, innerloop
-case = make_case(d=8)
-with Record() as record:
-    case.op("sum", "mul")
-((args, kwargs),) = record.of("relational_spmm")
-for bad in ((-1, 0), (99, 0), (0, -1), (0, 99)):
-    try:
-        torch.ops.innerloop.relational_spmm(*args[:-2], *bad)
-    except (ValueError, IndexError) as error:
-        assert "relational_spmm" in str(error)
-    else:
-        raise AssertionError(bad)
-"""
-    )
+    """Codes out of range."""
+    case = make_case(d=8)
+    with Record() as record:
+        case.op("sum", "mul")
+    ((args, _),) = record.of("relational_spmm")
+    for bad in ((-1, 0), (99, 0), (0, -1), (0, 99)):
+        with pytest.raises((ValueError, IndexError), match="relational_spmm"):
+            torch.ops.innerloop.relational_spmm(*args[:-2], *bad)
 
 
 def test_import_is_silent_and_starts_no_thread():

@@ -30,9 +30,9 @@ def assert_same(actual: RelGraph, expected: RelGraph) -> None:
 def test_csr_is_the_sorted_edge_list(sizes):
     V, E, R = sizes
     graph = random_graph(V, E, R)
-    edges = zip(*graph.edge_index.flip(0).tolist(), graph.edge_type.tolist(), range(E), strict=True)
-    rows = sorted(edges)  # (destination, source, relation, position)
-    assert [graph.src.tolist(), graph.rel.tolist(), graph.eid.tolist()] == [
+    (source, destination), kind = graph.edge_index.tolist(), graph.edge_type.tolist()
+    rows = sorted(zip(destination, kind, source, range(E), strict=True))
+    assert [graph.rel.tolist(), graph.src.tolist(), graph.eid.tolist()] == [
         [row[k] for row in rows] for k in (1, 2, 3)
     ]
     starts = [sum(row[0] < v for row in rows) for v in range(V + 1)]

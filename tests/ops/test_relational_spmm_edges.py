@@ -229,7 +229,7 @@ def extra(way, V, E):
 
 extra("op", 10, 100)  # code and threads are loaded
 extra("naive", 10, 100)
-print(extra("op", 20_000, 30_000), extra("naive", 20_000, 30_000))
+print(extra("op", 20_000, 30_000), extra("naive", 5_000, 7_500))
 """
 
 

@@ -62,7 +62,7 @@ def relational_spmm(
 
     Gradients:
         For `input`, `relation`, `boundary` and `edge_weight`. The whole gradient of a maximum or minimum goes to
-        the first edge, by (source, relation, position), that attains it, and to the boundary only if no edge does;
+        the first edge, by (relation, source, position), that attains it, and to the boundary only if no edge does;
         a tie in mul="min" goes to `input`. "or" and "and" have zero gradient. A second derivative raises.
 
     Raises:

@@ -47,9 +47,9 @@ def relational_spmm(
     if relation.dim() < input.dim():
         relation = relation.unsqueeze(1)  # (R, 1, d): shared by all queries
 
-    # Edges by (destination, source, relation, position): the order in which max and min break ties.
+    # Edges by (destination, relation, source, position): the order in which max and min break ties.
     order = torch.arange(edge_type.numel(), device=edge_type.device)
-    for key in (edge_type, edge_index[0], edge_index[1]):
+    for key in (edge_index[0], edge_type, edge_index[1]):
         order = order[key[order].argsort(stable=True)]
     (source, destination), edge_type = edge_index[:, order], edge_type[order]
 
