@@ -6,33 +6,46 @@
 namespace il {
 namespace {
 
-// The exchange table was renamed between torch 2.10 and 2.13; both spellings are looked up once.
-const DLPackExchangeAPI* exchange_table(PyTypeObject* type) {
-  static PyTypeObject* cached_type = nullptr;
-  static const DLPackExchangeAPI* cached = nullptr;
-  if (type == cached_type) return cached;
+struct KnownType {
+  PyTypeObject* type;
+  const DLPackExchangeAPI* api;  // null: no table, use __dlpack__
+  bool plain;                    // torch.Tensor or Parameter: surely backed by memory
+};
+
+// The exchange table was renamed between torch 2.10 and 2.13; both spellings are tried.
+const DLPackExchangeAPI* find_table(PyTypeObject* type) {
   for (const char* name : {"__dlpack_c_exchange_api__", "__c_dlpack_exchange_api__"}) {
     PyObject* attr = PyObject_GetAttrString(reinterpret_cast<PyObject*>(type), name);
-    if (attr == nullptr) {
-      PyErr_Clear();
-      continue;
-    }
     const DLPackExchangeAPI* api = nullptr;
-    if (PyCapsule_CheckExact(attr)) {
+    if (attr != nullptr && PyCapsule_CheckExact(attr)) {
       api = static_cast<const DLPackExchangeAPI*>(PyCapsule_GetPointer(attr, PyCapsule_GetName(attr)));
-    } else if (PyLong_Check(attr)) {
+    } else if (attr != nullptr && PyLong_Check(attr)) {
       api = static_cast<const DLPackExchangeAPI*>(PyLong_AsVoidPtr(attr));
     }
-    Py_DECREF(attr);
+    Py_XDECREF(attr);
     PyErr_Clear();
     if (api != nullptr && api->header.version.major == DLPACK_MAJOR_VERSION &&
         api->dltensor_from_py_object_no_sync != nullptr) {
-      cached_type = type;
-      cached = api;
       return api;
     }
   }
   return nullptr;
+}
+
+// Looked up once for each of the first few tensor types; the types are kept alive so that no address is reused.
+KnownType known_type(PyTypeObject* type) {
+  static KnownType cache[8];
+  static int used = 0;
+  for (int i = 0; i < used; ++i) {
+    if (cache[i].type == type) return cache[i];
+  }
+  const bool plain = std::strcmp(type->tp_name, "Tensor") == 0 || std::strcmp(type->tp_name, "Parameter") == 0;
+  const KnownType found{type, find_table(type), plain};
+  if (found.api != nullptr && used < 8) {
+    Py_INCREF(type);
+    cache[used++] = found;
+  }
+  return found;
 }
 
 DType convert_dtype(DLDataType t, const char* op, const char* arg) {
@@ -105,9 +118,13 @@ void fail(const char* op, const char* arg, const std::string& got, const std::st
 
 TensorView cpu_view(py::handle obj, const char* op, const char* arg) {
   TensorView v;
-  if (const DLPackExchangeAPI* api = exchange_table(Py_TYPE(obj.ptr()))) {
+  const KnownType known = known_type(Py_TYPE(obj.ptr()));
+  if (known.api != nullptr) {
+    // A view of a fake tensor has null plus an offset as its address, which no check on the address can tell.
+    IL_CHECK(known.plain || !py::hasattr(obj, "fake_mode"), op, arg, "no memory (a fake tensor)",
+             "a real tensor; call torch.ops.innerloop, not the compiled module, under tracing");
     DLTensor t;
-    if (api->dltensor_from_py_object_no_sync(obj.ptr(), &t) != 0) throw py::error_already_set();
+    if (known.api->dltensor_from_py_object_no_sync(obj.ptr(), &t) != 0) throw py::error_already_set();
     v = from_dltensor(t, op, arg);
   } else {
     v = from_capsule(obj, op, arg);

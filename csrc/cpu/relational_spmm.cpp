@@ -172,21 +172,46 @@ void load_row_grads(const RelationalSpmmBackward& args, int64_t v, int64_t first
 // Gradient of the boundary row: one more message, last in line for the extrema.
 template <class T, class A>
 void boundary_grad(const RelationalSpmm& p, const T* b, int64_t w, const RowGrads<A>& r, A* grad) {
+  if (p.sum == Sum::kSum || p.sum == Sum::kMean) {
+    std::memcpy(grad, r.g, w * sizeof(A));
+    return;
+  }
   for (int64_t j = 0; j < w; ++j) {
     A m = widen(b[j]);
     switch (p.sum) {
-      case Sum::kSum:
-      case Sum::kMean: grad[j] = r.g[j]; break;
       case Sum::kMax:
       case Sum::kMin: grad[j] = m == r.out[j] ? r.hi_left[j] : A(0); break;
       case Sum::kLogSumExp: grad[j] = m == -A(INFINITY) ? A(0) : r.g[j] * exp_of(m - r.out[j]); break;
-      case Sum::kOr: grad[j] = A(0); break;
+      default:
+        grad[j] = A(0);  // or
+        break;
       case Sum::kPna:
         grad[j] = r.g[j] + (m - r.out[j]) * r.spread[j] + (m == r.hi[j] ? r.hi_left[j] : A(0)) +
                   (m == r.lo[j] ? r.lo_left[j] : A(0));
         break;
     }
   }
+}
+
+// logsumexp of a half type was rounded when it was stored: divide the row's gradient by the sum of exp(message - out),
+// which is 1 but for that rounding.
+template <class T, class A>
+void renormalise(const Walk<T>& walk, int64_t v, const RowGrads<A>& row, A* total) {
+  const RelationalSpmm& p = walk.p;
+  const int64_t w = walk.width;
+  fill(total, w, A(0));
+  auto add = [&](const A* m, A a) {
+    for (int64_t j = 0; j < w; ++j) total[j] += a * m[j] == -A(INFINITY) ? A(0) : exp_of(a * m[j] - row.out[j]);
+  };
+  for (int32_t e = p.graph.indptr[v]; e < p.graph.indptr[v + 1]; ++e) {
+    message_row(p.mul, walk.source_row(e), walk.relation_row(e), w, p.dim, p.shared, walk.messages);
+    add(walk.messages, walk.edge_weight(e));
+  }
+  if (p.boundary != nullptr) {
+    widen_row(static_cast<const T*>(p.boundary) + v * walk.columns_total + walk.first_column, walk.messages, w);
+    add(walk.messages, A(1));
+  }
+  for (int64_t j = 0; j < w; ++j) row.g[j] = total[j] > A(0) ? row.g[j] / total[j] : row.g[j];
 }
 
 template <class T, class A>
@@ -217,6 +242,7 @@ void backward_block(const RelationalSpmmBackward& args, Block block, A* shared_r
   for (int64_t v = 0; v < p.graph.num_nodes; ++v) {
     if (p.graph.indptr[v] == p.graph.indptr[v + 1] && args.grad_boundary == nullptr) continue;
     load_row_grads<T, A>(args, v, walk.first_column, w, row);
+    if (p.sum == Sum::kLogSumExp && sizeof(T) < sizeof(A)) renormalise(walk, v, row, gm);
     scatter_row(walk, v, row, gm, grad_input, grad_relation, weight_grad);
     if (args.grad_boundary != nullptr) {
       const int64_t offset = v * columns_total + walk.first_column;

@@ -10,6 +10,7 @@ from torch import Tensor
 
 __all__ = ["RelGraph"]
 
+_FLOWS = ("source_to_target", "target_to_source")
 _INT_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -25,6 +26,8 @@ class RelGraph:
         num_nodes: number of nodes V. Default: largest id + 1.
         num_relations: number of relations R. Default: largest id + 1.
         edge_weight: floating (E,) default weights of the messages, or None for 1.
+        flow: "source_to_target", or "target_to_source" for code that aggregates at row 0 of `edge_index`
+            (ULTRA, NBFNet-PyG): the rows are then swapped on entry.
 
     Raises:
         TypeError: ids are not integers, or an argument is not a tensor.
@@ -45,7 +48,10 @@ class RelGraph:
         num_nodes: int | None = None,
         num_relations: int | None = None,
         edge_weight: Tensor | None = None,
+        flow: str = "source_to_target",
     ) -> None:
+        if flow not in _FLOWS:
+            raise ValueError(f"RelGraph: flow is {flow!r}, expected one of {', '.join(_FLOWS)}")
         _check_ids("edge_index", edge_index)
         _check_ids("edge_type", edge_type)
         if edge_index.dim() != 2 or edge_index.shape[0] != 2:
@@ -64,6 +70,7 @@ class RelGraph:
             )
         if num_edges >= 2**31:
             raise ValueError(f"RelGraph: {num_edges} edges, expected fewer than 2**31")
+        edge_index = edge_index.flip(0) if flow == "target_to_source" else edge_index
         self.edge_index = edge_index.to(torch.int64)
         self.edge_type = edge_type.to(torch.int64)
         self.num_nodes = _count("num_nodes", num_nodes, self.edge_index)
@@ -95,6 +102,15 @@ class RelGraph:
         graph.__dict__.update(parts)
         return graph
 
+    def __getattr__(self, name: str) -> Tensor:
+        # The edge list of a dropped graph, which the kernels do not need, is made when somebody asks for it.
+        if name in ("edge_index", "edge_type") and "_kept" in self.__dict__:
+            parent, mask = self._kept
+            self.edge_index, self.edge_type = parent.edge_index[:, ~mask], parent.edge_type[~mask]
+            del self._kept
+            return self.__dict__[name]
+        raise AttributeError(f"RelGraph has no attribute {name!r}")
+
     @property
     def device(self) -> torch.device:
         return self.csr.device
@@ -123,7 +139,7 @@ class RelGraph:
         """int32 (E,): position in `edge_index` of each CSR position."""
         return self._section(2)
 
-    @cached_property
+    @property
     def in_degree(self) -> Tensor:
         """float32 (V,): in-edges of each node of this graph (after `drop`: the remaining ones)."""
         return self.indptr.diff().to(torch.float32)
@@ -171,13 +187,11 @@ class RelGraph:
         kept = self.num_edges - int(torch.count_nonzero(mask))
         csr = torch.empty(_csr_length(self.num_nodes, kept), dtype=torch.int32)
         _cpu.drop_edges(csr, self.csr, mask, kept)
-        keep = ~mask
         return RelGraph._from_parts(
-            edge_index=self.edge_index[:, keep],
-            edge_type=self.edge_type[keep],
+            _kept=(self, mask),
             num_nodes=self.num_nodes,
             num_relations=self.num_relations,
-            edge_weight=None if self.edge_weight is None else self.edge_weight[keep],
+            edge_weight=None if self.edge_weight is None else self.edge_weight[~mask],
             num_edges=kept,
             csr=csr,
         )
@@ -216,6 +230,7 @@ class RelGraph:
 
     def to(self, device: torch.device | str) -> RelGraph:
         """The same graph on another device; nothing is sorted again."""
+        self.edge_index  # noqa: B018  makes the list of a dropped graph
         moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.__dict__.items()}
         moved.pop("by_source", None)
         return RelGraph._from_parts(**moved)

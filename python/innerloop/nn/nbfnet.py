@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..graph import RelGraph
-from ..ops.nbfnet_layer import nbfnet_layer
+from ..ops.nbfnet_layer import combine_pna, nbfnet_layer
 from ..ops.relational_spmm import SUMS, relational_spmm
 
 __all__ = ["GeneralizedRelationalConv", "NBFNet", "pna_scalers"]
@@ -28,10 +28,10 @@ def pna_scalers(graph: RelGraph, dtype: torch.dtype = torch.float32) -> Tensor:
     s = log(deg + 1) / mean over nodes of log(deg + 1), deg the in-degree in the given (edge-dropped) graph. On a
     graph without edges, where the official code divides 0 by 0, s = 0.
     """
-    log_degree = (graph.in_degree + 1).log()
+    log_degree = (graph.in_degree.to(dtype) + 1).log()
     mean = log_degree.mean() if graph.num_nodes else log_degree.sum()
     s = log_degree / torch.where(mean > 0, mean, torch.ones_like(mean))
-    return torch.stack([torch.ones_like(s), s, 1 / s.clamp(min=0.01)], dim=-1).to(dtype)
+    return torch.stack([torch.ones_like(s), s, 1 / s.clamp(min=0.01)], dim=-1)
 
 
 class GeneralizedRelationalConv(nn.Module):
@@ -119,7 +119,11 @@ class GeneralizedRelationalConv(nn.Module):
             boundary=boundary.to(input.dtype),
             edge_weight=edge_weight,
         )
-        hidden = self._combine_pna(graph, input, update) if self.aggregate == "pna" else self._combine(input, update)
+        if self.aggregate == "pna":
+            scalers = pna_scalers(graph, input.dtype)
+            hidden = combine_pna(input, update, self.linear.weight, self.linear.bias, scalers)
+        else:
+            hidden = self._combine(input, update)
         if self.layer_norm is not None:
             hidden = self.layer_norm(hidden)
         return _ACTIVATIONS[self.activation](hidden)
@@ -149,19 +153,6 @@ class GeneralizedRelationalConv(nn.Module):
     def _combine(self, input: Tensor, update: Tensor) -> Tensor:
         own, rest = self.linear.weight.split([self.input_dim, self.input_dim], dim=1)
         return F.linear(input, own, self.linear.bias) + F.linear(update, rest)
-
-    def _combine_pna(self, graph: RelGraph, input: Tensor, update: Tensor) -> Tensor:
-        """W [input | features ⊗ scalers] without the 12-fold tensor: one product per scaler, combined per node."""
-        d = self.input_dim
-        own, rest = self.linear.weight.split([d, 12 * d], dim=1)
-        # (out, channel, statistic, scaler) -> (scaler, out, statistic, channel), the order the op writes.
-        rest = rest.view(self.output_dim, d, 4, 3).permute(3, 0, 2, 1).reshape(3, self.output_dim, 4 * d)
-        scalers = pna_scalers(graph, input.dtype)
-        features = update.flatten(-2)
-        plain, scaled, attenuated = F.linear(features, rest.flatten(0, 1)).chunk(3, dim=-1)
-        hidden = F.linear(input, own, self.linear.bias) + plain
-        hidden = torch.addcmul(hidden, scaled, scalers[:, 1, None, None])
-        return torch.addcmul(hidden, attenuated, scalers[:, 2, None, None])
 
     def extra_repr(self) -> str:
         return (

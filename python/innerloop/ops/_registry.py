@@ -8,13 +8,15 @@ in one `autograd.Function`, and only when :func:`wants_grad` says that a gradien
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["REGISTERED", "define", "wants_grad"]
+__all__ = ["REGISTERED", "define", "wants_grad", "warn_no_kernel"]
 
 _LIBRARY = torch.library.Library("innerloop", "DEF")
 
@@ -28,6 +30,8 @@ class Op:
     def __init__(self, schema: str) -> None:
         self.name = schema.split("(", 1)[0]
         _LIBRARY.define(schema)
+        # Nothing happens on the autograd keys: differentiation is the business of the Function outside.
+        _LIBRARY.impl(self.name, torch.library.fallthrough_kernel, "Autograd")
         REGISTERED.append(self.name)
         self._overload = getattr(torch.ops.innerloop, self.name).default
 
@@ -54,6 +58,16 @@ class Op:
 def define(schema: str) -> Op:
     """Defines `innerloop::<schema>`; the returned object takes the implementations."""
     return Op(schema)
+
+
+@functools.cache
+def warn_no_kernel(op: str, device: str) -> None:
+    """Says once per op and device type that the plain definition runs."""
+    warnings.warn(
+        f"innerloop.{op}: no compiled kernel for {device} tensors, running the plain torch definition (slow, and it "
+        "forms the tensors that the kernel avoids); see `innerloop doctor`",
+        stacklevel=4,
+    )
 
 
 def wants_grad(*tensors: Tensor | None) -> bool:

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .. import _cpu
 from ..graph import RelGraph
-from ..reference.nbfnet_layer import nbfnet_layer as _reference
 from ._registry import define, wants_grad
-from .relational_spmm import _MUL_NAMES, MULS, Mul, edges_of_csr, loop_over_batch
+from .relational_spmm import _MUL_NAMES, MULS, Mul, loop_over_batch, relational_spmm
 
-__all__ = ["nbfnet_layer"]
+__all__ = ["combine_pna", "nbfnet_layer"]
 
 
 def nbfnet_layer(
@@ -43,8 +43,8 @@ def nbfnet_layer(
 
     Args:
         graph: V nodes, E edges, R relations, without edge weights.
-        relation: (R, d) or (R, B, d). input: (V, B, d). float32 or float64 on CPU; other dtypes and devices run the
-            plain definition, which does form those tensors.
+        relation: (R, d) or (R, B, d). input: (V, B, d). float32 or float64 on CPU; other dtypes and devices compose
+            `relational_spmm` and dense products, which do form the (V, B, 4·d) features.
         source: int64 (B,). query: (B, d), the boundary of each query at its source; zero elsewhere.
         weight: (D, 13·d), columns [input (d) | channel, statistic (mean, max, min, std), scaler]. bias: (D,).
         norm_weight, norm_bias: (D,) of LayerNorm, or both None for none.
@@ -68,6 +68,10 @@ def nbfnet_layer(
         raise ValueError(f"nbfnet_layer: mul is {mul!r}, expected one of {', '.join(_MUL_NAMES)}")
     if graph.edge_weight is not None:
         raise ValueError("nbfnet_layer: graph has edge weights, expected none; use relational_spmm")
+    if input.dtype not in (torch.float32, torch.float64) or input.device.type != "cpu":
+        return _compose(
+            graph, relation, input, source, query, weight, bias, norm_weight, norm_bias, scalers, mul, eps, relu, residual
+        )
     floats = (relation, input, query, weight, bias, norm_weight, norm_bias)
     args = (graph.csr, relation, input, source, *floats[2:], scalers, eps, MULS[mul], relu, residual)
     if wants_grad(*floats):
@@ -92,9 +96,6 @@ def _contiguous(args: tuple) -> tuple:
 
 @_forward.cpu
 def _(*args):
-    if args[2].dtype not in (torch.float32, torch.float64):
-        out = _plain(*args)
-        return out, out.new_empty(0)
     args = _contiguous(args)
     input, weight = args[2], args[5]
     out = input.new_empty(*input.shape[:2], len(weight))
@@ -107,18 +108,16 @@ def _(*args):
 def _(*args):
     input, weight = args[2], args[5]
     out = input.new_empty(*input.shape[:2], weight.shape[0])
-    has_kernel = input.dtype in (torch.float32, torch.float64) and input.device.type == "cpu"
-    return out, torch.empty_like(out) if has_kernel else out.new_empty(0)
+    return out, torch.empty_like(out)
 
 
 @_backward.cpu
 def _(grad_out, pre, *args):
-    if args[2].dtype not in (torch.float32, torch.float64):
-        return _plain_backward(grad_out, *args)
     args = _contiguous(args)
     grads = _empty_grads(*args)
-    given = [None if args[k] is None else g for k, g in zip(_DIFFERENTIABLE, grads, strict=True)]
-    grad_relation, grad_input, *others = given
+    grad_relation, grad_input, *others = (
+        None if args[k] is None else g for k, g in zip(_DIFFERENTIABLE, grads, strict=True)
+    )
     _cpu.nbfnet_layer_backward(
         grad_input, grad_relation, *others, grad_out.contiguous(), pre, *args, torch.get_num_threads()
     )
@@ -140,34 +139,34 @@ def _empty_grads(*args):
     )
 
 
-def _plain(csr, relation, input, source, query, weight, bias, norm_weight, norm_bias, scalers, eps, mul, relu, residual):  # fmt: skip
-    edge_index, edge_type, _ = edges_of_csr(csr, input.shape[0])
-    return _reference(
-        edge_index, edge_type, input.shape[0], relation, input, source, query, weight, bias, norm_weight,
-        norm_bias, scalers.to(input.dtype), mul=_MUL_NAMES[mul], eps=eps, relu=relu, residual=residual,
-    )  # fmt: skip
+def combine_pna(input: Tensor, features: Tensor, weight: Tensor, bias: Tensor | None, scalers: Tensor) -> Tensor:
+    """W [input, features ⊗ scalers] + bias without the 12-fold tensor: one product per scaler, combined per node.
+
+    input (V, B, d), features (V, B, 4, d) of `relational_spmm(sum="pna")`, weight (D, 13·d), scalers (V, 3).
+    """
+    d, out_dim = input.shape[-1], weight.shape[0]
+    own, rest = weight.split([d, 12 * d], dim=1)
+    # (out, channel, statistic, scaler) -> (scaler, out, statistic, channel), the order the op writes.
+    rest = rest.view(out_dim, d, 4, 3).permute(3, 0, 2, 1).reshape(3 * out_dim, 4 * d)
+    plain, scaled, attenuated = F.linear(features.flatten(-2), rest).chunk(3, dim=-1)
+    hidden = F.linear(input, own, bias) + plain
+    hidden = torch.addcmul(hidden, scaled, scalers[:, 1, None, None])
+    return torch.addcmul(hidden, attenuated, scalers[:, 2, None, None])
 
 
-def _plain_backward(grad_out, *args):
-    args = list(args)
-    for k in _DIFFERENTIABLE:
-        args[k] = None if args[k] is None else args[k].detach().requires_grad_()
-    with torch.enable_grad():
-        out = _plain(*args)
-    leaves = [args[k] for k in _DIFFERENTIABLE if args[k] is not None]
-    grads = iter(torch.autograd.grad(out, leaves, grad_out, allow_unused=True, materialize_grads=True))
-    return tuple(args[2].new_empty(0) if args[k] is None else next(grads) for k in _DIFFERENTIABLE)
-
-
-@_forward.cuda
-def _(*args):
-    out = _plain(*args)
-    return out, out.new_empty(0)
-
-
-@_backward.cuda
-def _(grad_out, pre, *args):
-    return _plain_backward(grad_out, *args)
+def _compose(
+    graph, relation, input, source, query, weight, bias, norm_weight, norm_bias, scalers, mul, eps, relu, residual
+):
+    """The same layer from relational_spmm and dense products: half types, and devices without this kernel."""
+    columns = torch.arange(len(source), device=source.device)
+    boundary = torch.zeros_like(input).index_put((source, columns), query.to(input.dtype))
+    features = relational_spmm(graph, relation, input, sum="pna", mul=mul, boundary=boundary)
+    hidden = combine_pna(input, features, weight, bias, scalers.to(input.dtype))
+    if norm_weight is not None:
+        hidden = F.layer_norm(hidden, hidden.shape[-1:], norm_weight.to(hidden.dtype), norm_bias.to(hidden.dtype), eps)
+    if relu:
+        hidden = F.relu(hidden)
+    return hidden + input if residual else hidden
 
 
 @_forward.vmap
@@ -188,6 +187,7 @@ class _NbfnetLayer(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)  # no zeros of the size of a node state for `pre`
         ctx.save_for_backward(output[1], *inputs[:10])
         ctx.constants = inputs[10:]
 

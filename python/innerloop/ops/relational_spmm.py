@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import _cpu
 from ..graph import RelGraph
 from ..reference.relational_spmm import relational_spmm as _reference
-from ._registry import define, wants_grad
+from ._registry import define, wants_grad, warn_no_kernel
 
 __all__ = ["MULS", "SUMS", "relational_spmm"]
 
@@ -63,7 +63,7 @@ def relational_spmm(
     Gradients:
         For `input`, `relation`, `boundary` and `edge_weight`. The whole gradient of a maximum or minimum goes to
         the first edge, by (relation, source, position), that attains it, and to the boundary only if no edge does;
-        a tie in mul="min" goes to `input`. "or" and "and" have zero gradient. A second derivative raises.
+        a tie in mul="min" goes to `input`. Half types: attains it after rounding. "or" and "and" have zero gradient. A second derivative raises.
 
     Raises:
         TypeError: `graph` is not a RelGraph, or an argument is not a tensor.
@@ -88,11 +88,13 @@ def relational_spmm(
             input = input.unsqueeze(1)
             relation = relation.unsqueeze(1) if relation.dim() == 2 else relation
             boundary = boundary.unsqueeze(1) if boundary is not None else None
-        if wants_grad(input, relation, boundary, edge_weight):
+        if input.device.type != "cpu":
+            out = _plain(graph, relation, input, boundary, edge_weight, sum, mul)
+        elif wants_grad(input, relation, boundary, edge_weight):
             out = _RelationalSpmm.apply(csr, relation, input, boundary, edge_weight, sum_code, mul_code)
         else:
             out = _forward(csr, relation, input, boundary, edge_weight, sum_code, mul_code)
-    except (KeyError, AttributeError, TypeError, RuntimeError, NotImplementedError):
+    except (KeyError, AttributeError, TypeError, ValueError, RuntimeError):
         # Only now is it worth the time to find out what was wrong.
         _explain_bad_call(graph, sum, mul, relation, input, boundary, edge_weight)
         raise
@@ -220,43 +222,13 @@ def _(grad_out, out, csr, relation, input, boundary, edge_weight, sum, mul, weig
     )
 
 
-@_forward.cuda
-def _(csr, relation, input, boundary, edge_weight, sum, mul):
-    return _device_reference(csr, relation, input, boundary, edge_weight, sum, mul)
-
-
-@_backward.cuda
-def _(grad_out, out, csr, relation, input, boundary, edge_weight, sum, mul, weight_grad):
-    with torch.enable_grad():
-        leaves = [
-            None if t is None else t.detach().requires_grad_()
-            for t in (relation, input, boundary, edge_weight)
-        ]
-        result = _device_reference(csr, *leaves, sum, mul)
-        wanted = [t for t in leaves if t is not None]
-        grads = iter(torch.autograd.grad(result, wanted, grad_out, allow_unused=True, materialize_grads=True))
-    grad_relation, grad_input, grad_boundary, grad_weight = (
-        input.new_empty(0) if t is None else next(grads) for t in leaves
-    )
-    return grad_input, grad_relation, grad_boundary, grad_weight if weight_grad else input.new_empty(0)
-
-
-def edges_of_csr(csr: Tensor, nodes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """edge_index (2, E), edge_type (E,) and the user's positions (E,) of a packed CSR, in CSR order."""
-    edges = (csr.numel() - nodes - 3) // 3
-    degree = csr[2 : nodes + 3].diff().to(torch.int64)
-    source, edge_type, position = csr[nodes + 3 :].to(torch.int64).view(3, edges)
-    destination = torch.repeat_interleave(torch.arange(nodes, device=csr.device), degree, output_size=edges)
-    return torch.stack([source, destination]), edge_type, position
-
-
-def _device_reference(csr, relation, input, boundary, edge_weight, sum, mul):
-    """Devices without a kernel yet: the plain definition, which does form per-edge tensors."""
-    edge_index, edge_type, position = edges_of_csr(csr, input.shape[0])
+def _plain(graph, relation, input, boundary, edge_weight, sum, mul):
+    """Devices without a kernel: the definition itself, differentiated by autograd."""
+    _check(graph.csr, relation, input, boundary, edge_weight, MULS[mul])
+    warn_no_kernel("relational_spmm", input.device.type)
     return _reference(
-        edge_index, edge_type, input.shape[0], relation, input,
-        sum=_SUM_NAMES[sum], mul=_MUL_NAMES[mul], boundary=boundary,
-        edge_weight=None if edge_weight is None else edge_weight[position],
+        graph.edge_index, graph.edge_type, graph.num_nodes, relation, input,
+        sum=sum, mul=mul, boundary=boundary, edge_weight=edge_weight,
     )  # fmt: skip
 
 
