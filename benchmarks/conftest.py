@@ -30,6 +30,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_GROUPS] = []
     config.stash[_LIMITS] = {}
+    # A correctness gate that fails ends the test before anything is timed; its own error says enough.
+    unused = "ignore:Benchmark fixture was not used at all:pytest_benchmark.logger.PytestBenchmarkWarning"
+    config.addinivalue_line("filterwarnings", unused)
+    if config.getoption("--full"):  # torch.compile warns about parts of torch
+        for category in ("DeprecationWarning", "FutureWarning", "UserWarning"):
+            config.addinivalue_line("filterwarnings", f"ignore::{category}:torch")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

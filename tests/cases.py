@@ -38,9 +38,7 @@ class Case:
 
     @property
     def graph(self) -> innerloop.RelGraph:
-        return innerloop.RelGraph(
-            self.edge_index, self.edge_type, self.num_nodes, self.num_relations
-        )
+        return innerloop.RelGraph(self.edge_index, self.edge_type, self.num_nodes, self.num_relations)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -145,9 +143,7 @@ def gradients(f, case: Case, grad_out: Tensor | None = None) -> dict[str, Tensor
         grad_out = default_grad_out(out)
     finite = out.isfinite()  # the identity of an empty row has no gradient
     total = out.where(finite, 0).mul(grad_out.to(out)).sum()
-    return dict(
-        zip(case.tensors, torch.autograd.grad(total, list(case.tensors.values())), strict=True)
-    )
+    return dict(zip(case.tensors, torch.autograd.grad(total, list(case.tensors.values())), strict=True))
 
 
 class Record(TorchDispatchMode):

@@ -39,9 +39,7 @@ class Layer:
 
     def reference(self) -> Tensor:
         g = self.graph
-        return reference.nbfnet_layer(
-            g.edge_index, g.edge_type, g.num_nodes, *self.arguments(), **self.options
-        )
+        return reference.nbfnet_layer(g.edge_index, g.edge_type, g.num_nodes, *self.arguments(), **self.options)
 
 
 def make_layer(

@@ -31,17 +31,13 @@ def tolerance(dtype: torch.dtype, op: str = "default") -> tuple[float, float]:
     return TABLE.get(op, {}).get(dtype) or TABLE["default"][dtype]
 
 
-def assert_close(
-    actual: Tensor, expected: Tensor, *, dtype: torch.dtype | None = None, op: str = "default"
-) -> None:
+def assert_close(actual: Tensor, expected: Tensor, *, dtype: torch.dtype | None = None, op: str = "default") -> None:
     """Elementwise |actual − expected| <= atol + rtol·|expected|; NaN and inf must match."""
     rtol, atol = tolerance(dtype or actual.dtype, op)
     _compare(actual, expected, atol + rtol * expected.double().abs(), f"rtol {rtol}, atol {atol}")
 
 
-def assert_close_to_truth(
-    actual: Tensor, eager: Tensor, truth: Tensor, *, op: str = "default"
-) -> None:
+def assert_close_to_truth(actual: Tensor, eager: Tensor, truth: Tensor, *, op: str = "default") -> None:
     """Against float64 truth: float64 by table, else no worse than eager in the same dtype + table.
 
     Half types: max|actual − truth| <= max|eager − truth| + atol. float32: elementwise, with rtol.

@@ -37,9 +37,8 @@ il::CsrView csr_view(const TensorView& csr, const char* op) {
 }
 
 // Fills what forward and backward share. Ids inside `csr` were checked when RelGraph built it.
-il::RelationalSpmm spmm_args(const char* op, const TensorView& csr, const TensorView& relation,
-                             const TensorView& input, const TensorView* boundary, const TensorView* weight, int sum,
-                             int mul, int threads) {
+il::RelationalSpmm spmm_args(const char* op, const TensorView& csr, const TensorView& relation, const TensorView& input,
+                             const TensorView* boundary, const TensorView* weight, int sum, int mul, int threads) {
   il::RelationalSpmm p{};
   il::check_rank(input, 3, op, "input");
   IL_CHECK(is_float(input.dtype), op, "input", "an integer dtype", "float32, float64, bfloat16 or float16");
@@ -122,8 +121,8 @@ void relational_spmm_backward(py::handle grad_input, py::handle grad_relation, p
              x = il::cpu_view(input, op, "input"), go = il::cpu_view(grad_out, op, "grad_out"),
              o = il::cpu_view(out, op, "out"), gx = il::cpu_view(grad_input, op, "grad_input"),
              gr = il::cpu_view(grad_relation, op, "grad_relation");
-  Optional b(boundary, op, "boundary"), w(edge_weight, op, "edge_weight"),
-      gb(grad_boundary, op, "grad_boundary"), gw(grad_weight, op, "grad_weight");
+  Optional b(boundary, op, "boundary"), w(edge_weight, op, "edge_weight"), gb(grad_boundary, op, "grad_boundary"),
+      gw(grad_weight, op, "grad_weight");
   il::RelationalSpmmBackward p{};
   p.forward = spmm_args(op, g, r, x, b.get(), w.get(), sum, mul, threads);
   const il::RelationalSpmm& f = p.forward;
@@ -140,8 +139,8 @@ void relational_spmm_backward(py::handle grad_input, py::handle grad_relation, p
     check_shape(gr, {f.num_relations, f.batch, f.dim}, op, "grad_relation");
   }
   il::check_dtype(go, x.dtype, op, "grad_out", "the dtype of input");
-  const bool needs_out = f.sum == il::Sum::kMax || f.sum == il::Sum::kMin || f.sum == il::Sum::kLogSumExp ||
-                         f.sum == il::Sum::kPna;
+  const bool needs_out =
+      f.sum == il::Sum::kMax || f.sum == il::Sum::kMin || f.sum == il::Sum::kLogSumExp || f.sum == il::Sum::kPna;
   if (f.sum == il::Sum::kPna) {
     check_shape(go, {x.shape[0], f.batch, 4, f.dim}, op, "grad_out");
     check_shape(o, {x.shape[0], f.batch, 4, f.dim}, op, "out");
@@ -210,9 +209,9 @@ il::NbfnetLayer layer_args(const char* op, const TensorView& csr, const TensorVi
   }
   IL_CHECK((norm_weight == nullptr) == (norm_bias == nullptr), op, "norm_bias", "no partner",
            "norm_weight and norm_bias together");
-  const std::pair<const TensorView*, const char*> floats[] = {{&query, "query"},     {&weight, "weight"},
-                                                              {&bias, "bias"},       {&scalers, "scalers"},
-                                                              {norm_weight, "norm_weight"}, {norm_bias, "norm_bias"}};
+  const std::pair<const TensorView*, const char*> floats[] = {
+      {&query, "query"},     {&weight, "weight"},          {&bias, "bias"},
+      {&scalers, "scalers"}, {norm_weight, "norm_weight"}, {norm_bias, "norm_bias"}};
   for (const auto& [t, name] : floats) {
     if (t != nullptr) il::check_dtype(*t, input.dtype, op, name, "the dtype of input");
   }
@@ -241,8 +240,7 @@ void nbfnet_layer(py::handle out, py::handle pre, py::handle csr, py::handle rel
              w = il::cpu_view(weight, op, "weight"), b = il::cpu_view(bias, op, "bias"),
              sc = il::cpu_view(scalers, op, "scalers");
   Optional nw(norm_weight, op, "norm_weight"), nb(norm_bias, op, "norm_bias");
-  il::NbfnetLayer p =
-      layer_args(op, g, r, x, s, q, w, b, nw.get(), nb.get(), sc, eps, mul, relu, residual, threads);
+  il::NbfnetLayer p = layer_args(op, g, r, x, s, q, w, b, nw.get(), nb.get(), sc, eps, mul, relu, residual, threads);
   for (const auto& [t, name] : {std::pair<const TensorView*, const char*>{&o, "out"}, {&y, "pre"}}) {
     check_shape(*t, {x.shape[0], p.batch, p.out_dim}, op, name);
     il::check_dtype(*t, x.dtype, op, name, "the dtype of input");
@@ -318,9 +316,9 @@ void build_csr(py::handle csr, py::handle src, py::handle dst, py::handle rel, i
     check_shape(c.t, {edges}, op, c.name);
     const int64_t bad = il::first_out_of_range(c.t.ptr<int64_t>(), edges, c.limit);
     if (bad >= 0) {
-      throw py::index_error(std::string(op) + ": " + c.name + " holds " +
-                            std::to_string(c.t.ptr<int64_t>()[bad]) + " at edge " + std::to_string(bad) +
-                            ", expected ids in [0, " + std::to_string(c.limit) + ") (" + c.of + ")");
+      throw py::index_error(std::string(op) + ": " + c.name + " holds " + std::to_string(c.t.ptr<int64_t>()[bad]) +
+                            " at edge " + std::to_string(bad) + ", expected ids in [0, " + std::to_string(c.limit) +
+                            ") (" + c.of + ")");
     }
   }
   check_shape(out, {il::packed_csr_length(num_nodes, edges)}, op, "csr");

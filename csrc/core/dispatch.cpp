@@ -30,8 +30,7 @@ int supported_tables(const KernelTable** out) {
   out[n++] = &kBaseline;
 #ifdef IL_HAVE_AVX2
   __builtin_cpu_init();
-  const bool avx2 =
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   if (avx2) out[n++] = &kAvx2;
 #ifdef IL_HAVE_AVX512
   if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

@@ -6,18 +6,24 @@
 #include "cpu/nbfnet_layer.h"
 #include "cpu/relational_spmm.h"
 
-#define IL_CPU_KERNELS(X)                                            \
-  X(nbfnet_layer, (const NbfnetLayer& args))                         \
-  X(nbfnet_layer_backward, (const NbfnetLayerBackward& args))        \
-  X(relational_spmm, (const RelationalSpmm& args))                   \
+#define IL_CPU_KERNELS(X)                                     \
+  X(nbfnet_layer, (const NbfnetLayer& args))                  \
+  X(nbfnet_layer_backward, (const NbfnetLayerBackward& args)) \
+  X(relational_spmm, (const RelationalSpmm& args))            \
   X(relational_spmm_backward, (const RelationalSpmmBackward& args))
 
 namespace il {
 
 #define IL_DECLARE(name, params) void name params;
-namespace baseline { IL_CPU_KERNELS(IL_DECLARE) }
-namespace avx2 { IL_CPU_KERNELS(IL_DECLARE) }
-namespace avx512 { IL_CPU_KERNELS(IL_DECLARE) }
+namespace baseline {
+IL_CPU_KERNELS(IL_DECLARE)
+}
+namespace avx2 {
+IL_CPU_KERNELS(IL_DECLARE)
+}
+namespace avx512 {
+IL_CPU_KERNELS(IL_DECLARE)
+}
 #undef IL_DECLARE
 
 struct KernelTable {

@@ -49,8 +49,8 @@ std::string shape_str(const TensorView& t);
 [[noreturn]] void fail(const char* op, const char* arg, const std::string& got, const std::string& want);
 
 // Argument checks used by bind/*.cpp only; kernels assume.
-#define IL_CHECK(cond, op, arg, got, want) \
-  do {                                     \
+#define IL_CHECK(cond, op, arg, got, want)       \
+  do {                                           \
     if (!(cond)) ::il::fail(op, arg, got, want); \
   } while (0)
 

@@ -21,7 +21,7 @@ namespace il {
 namespace IL_ISA {
 namespace {
 
-constexpr int kGroup = 4;          // nodes of one degree that share a trip through the weights
+constexpr int kGroup = 4;  // nodes of one degree that share a trip through the weights
 constexpr int kScalers = 3;
 constexpr int kStatistics = 4;
 
@@ -87,8 +87,7 @@ struct Weights {
   Scratch<A> own;
   Scratch<A> update;
 
-  explicit Weights(const NbfnetLayer& p)
-      : d(p.dim), D(p.out_dim), own(d * D), update(kScalers * kStatistics * d * D) {
+  explicit Weights(const NbfnetLayer& p) : d(p.dim), D(p.out_dim), own(d * D), update(kScalers * kStatistics * d * D) {
     const A* w = static_cast<const A*>(p.weight);
     for (int64_t n = 0; n < D; ++n, w += 13 * d) {
       for (int64_t c = 0; c < d; ++c) {
@@ -136,10 +135,12 @@ struct Moments {
 template <class A>
 IL_INLINE Moments<A> moments(const A* y, int64_t n, A eps) {
   const A mean = sum_of<A>(n, [&](auto lane, int64_t j) { return load<decltype(lane)>(y + j); }) / A(n);
-  const A variance = sum_of<A>(n, [&](auto lane, int64_t j) {
-                       auto t = load<decltype(lane)>(y + j) - mean;
-                       return t * t;
-                     }) / A(n);
+  const A variance = sum_of<A>(n,
+                               [&](auto lane, int64_t j) {
+                                 auto t = load<decltype(lane)>(y + j) - mean;
+                                 return t * t;
+                               }) /
+                     A(n);
   return {mean, A(1) / root(variance + eps)};
 }
 
@@ -174,7 +175,7 @@ void forward(const NbfnetLayer& p) {
   const Weights<A> weights(p);
   const Groups groups(p.graph);
   // Rows do not see each other, so the cut may depend on the threads.
-  const bool compact = blocks.count >= p.threads;
+  const bool compact = blocks.count >= p.threads && worth_compacting(blocks, blocks[0].width, 1, p.threads);
   const int64_t chunks = compact ? 1 : min64(max64(groups.count / 16, 1), 64);
   const bool small = (p.graph.num_edges + V) * p.batch * d < 4096;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(p.threads) if (!small && p.threads > 1)
@@ -187,8 +188,8 @@ void forward(const NbfnetLayer& p) {
     Walk<A> walk(s, block, a + 2 * w);
     Scratch<A> copy(compact ? V * w : 0);
     if (compact) walk.use_compact(copy.get());
-    const RowBuffers<A> b = {a + (2 + kUnroll) * w, a + (2 + kUnroll + kGroup) * w,
-                             a + (2 + kUnroll + 2 * kGroup) * w, a + (2 + kUnroll + 3 * kGroup) * w, a + w};
+    const RowBuffers<A> b = {a + (2 + kUnroll) * w, a + (2 + kUnroll + kGroup) * w, a + (2 + kUnroll + 2 * kGroup) * w,
+                             a + (2 + kUnroll + 3 * kGroup) * w, a + w};
     A* input = a + (2 + kUnroll + 4 * kGroup) * w;
     A* y = input + kGroup * w;
     A* combined = y + kGroup * queries * D;
@@ -262,10 +263,12 @@ void epilogue_backward(const NbfnetLayer& p, const A* y, const A* grad_out, A* g
     store(gy + j, g * w);
   });
   const A mean = sum_of<A>(D, [&](auto lane, int64_t j) { return load<decltype(lane)>(gy + j); }) / A(D);
-  const A slope = sum_of<A>(D, [&](auto lane, int64_t j) {
-                    using V = decltype(lane);
-                    return load<V>(gy + j) * (load<V>(y + j) - m.mean);
-                  }) * m.inverse_std / A(D);
+  const A slope = sum_of<A>(D,
+                            [&](auto lane, int64_t j) {
+                              using V = decltype(lane);
+                              return load<V>(gy + j) * (load<V>(y + j) - m.mean);
+                            }) *
+                  m.inverse_std / A(D);
   columns<A>(D, [&](auto lane, int64_t j) {
     using V = decltype(lane);
     const V x = (load<V>(y + j) - m.mean) * m.inverse_std;
@@ -278,7 +281,7 @@ void epilogue_backward(const NbfnetLayer& p, const A* y, const A* grad_out, A* g
 template <class A>
 void backward_block(const NbfnetLayerBackward& args, const RelationalSpmm& s, Block block, const Groups& groups,
                     const Weights<A>& weights, const A* own_transposed, const ParameterGrads<A>& grads,
-                    A* shared_relation_grad) {
+                    A* shared_relation_grad, bool compact) {
   const NbfnetLayer& p = args.forward;
   const int64_t d = p.dim, D = p.out_dim, V = p.graph.num_nodes, w = block.width, queries = w / d;
   const int64_t table = kStatistics * d * D, wide = kGroup * w;
@@ -298,12 +301,16 @@ void backward_block(const NbfnetLayerBackward& args, const RelationalSpmm& s, Bl
   A* combined_grad = combined_transposed + table;
   const A* statistics[kStatistics] = {b.s, b.hi, b.lo, b.q};
 
-  Scratch<A> copy(V * w), copy_grad(V * w);
-  walk.use_compact(copy.get());
-  walk.grad_stride = w;
-  A* grad_input = copy_grad.get();
+  Scratch<A> copy(compact ? V * w : 0), copy_grad(compact ? V * w : 0);
+  A* grad_output = static_cast<A*>(args.grad_input) + walk.first_column;
+  A* grad_input = grad_output;
+  if (compact) {
+    walk.use_compact(copy.get());
+    walk.grad_stride = w;
+    grad_input = copy_grad.get();
+  }
   A* grad_relation = p.shared ? shared_relation_grad : static_cast<A*>(args.grad_relation) + walk.first_column;
-  fill(grad_input, V * w, A(0));
+  for (int64_t v = 0; v < V; ++v) fill(grad_input + v * walk.grad_stride, w, A(0));
   for (int64_t r = 0; r < p.num_relations; ++r) fill(grad_relation + r * walk.rel_stride, p.shared ? d : w, A(0));
   fill(grads.own, ParameterGrads<A>::size(d, D), A(0));
   fill(combined_grad, table, A(0));
@@ -352,9 +359,10 @@ void backward_block(const NbfnetLayerBackward& args, const RelationalSpmm& s, Bl
     }
     for (int64_t k = 0; k < size; ++k) {
       const int64_t v = nodes[k], o = k * w;
-      const RowGrads<A> row = {feature_grad[0] + o, b.s + o,  feature_grad[3] + o, b.hi + o,
-                               b.lo + o, feature_grad[1] + o, feature_grad[2] + o};
-      A* grad_row = grad_input + v * w;
+      const RowGrads<A> row = {
+          feature_grad[0] + o, b.s + o, feature_grad[3] + o, b.hi + o, b.lo + o, feature_grad[1] + o,
+          feature_grad[2] + o};
+      A* grad_row = grad_input + v * walk.grad_stride;
       const A* grad_out = static_cast<const A*>(args.grad_out) + (v * p.batch + block.query) * D;
       for (int64_t j = 0; j < w; ++j) grad_row[j] += input_grad[o + j];
       for (int64_t j = 0; p.residual && j < w; ++j) grad_row[j] += grad_out[j];
@@ -366,16 +374,14 @@ void backward_block(const NbfnetLayerBackward& args, const RelationalSpmm& s, Bl
           const int64_t c = q * d + j;
           const A value = boundary[o + c];
           grad_query[j] = row.g[c] + (value - row.out[c]) * row.spread[c] +
-                          (value == row.hi[c] ? row.hi_left[c] : A(0)) +
-                          (value == row.lo[c] ? row.lo_left[c] : A(0));
+                          (value == row.hi[c] ? row.hi_left[c] : A(0)) + (value == row.lo[c] ? row.lo_left[c] : A(0));
         }
       }
     }
   }
   flush();
-  for (int64_t v = 0; v < V; ++v) {
-    std::memcpy(static_cast<A*>(args.grad_input) + v * walk.columns_total + walk.first_column, grad_input + v * w,
-                w * sizeof(A));
+  for (int64_t v = 0; compact && v < V; ++v) {
+    std::memcpy(grad_output + v * walk.columns_total, grad_input + v * w, w * sizeof(A));
   }
 }
 
@@ -389,6 +395,7 @@ void backward(const NbfnetLayerBackward& args) {
   Scratch<A> own_transposed(d * D);
   transpose(weights.own.data(), d, D, own_transposed.get());
   const Groups groups(p.graph);
+  const bool compact = worth_compacting(blocks, blocks[0].width, 2, p.threads);
   const int64_t table = p.num_relations * d, parameters = ParameterGrads<A>::size(d, D);
   Scratch<A> relation_parts(p.shared ? blocks.count * table : 0);
   Scratch<A> parameter_parts((blocks.count + 1) * parameters);
@@ -397,7 +404,7 @@ void backward(const NbfnetLayerBackward& args) {
   for (int64_t i = 0; i < blocks.count; ++i) {
     backward_block<A>(args, s, blocks[i], groups, weights, own_transposed.get(),
                       ParameterGrads<A>(parameter_parts.get() + i * parameters, d, D),
-                      p.shared ? relation_parts.get() + i * table : nullptr);
+                      p.shared ? relation_parts.get() + i * table : nullptr, compact);
   }
   if (p.shared) reduce_parts(relation_parts.get(), blocks.count, table, static_cast<A*>(args.grad_relation));
   A* total = parameter_parts.get() + blocks.count * parameters;

@@ -15,21 +15,21 @@ struct NbfnetLayer {
   int64_t out_dim;
   DType dtype;
   Mul mul;
-  bool shared;               // relation is [R, d], else [R, B, d]
+  bool shared;  // relation is [R, d], else [R, B, d]
   bool relu;
-  bool residual;             // needs D == d
+  bool residual;  // needs D == d
   double eps;
-  const void* input;         // [V, B, d]
+  const void* input;  // [V, B, d]
   const void* relation;
-  const int64_t* source;     // [B]
-  const void* query;         // [B, d], the boundary at each query's source
-  const void* weight;        // [D, 13 d], official layout
-  const void* bias;          // [D]
-  const void* norm_weight;   // [D], or null: no LayerNorm
-  const void* norm_bias;     // [D]
-  const void* scalers;       // [V, 3]
-  void* pre;                 // [V, B, D], before LayerNorm; kept for the backward pass
-  void* out;                 // [V, B, D]
+  const int64_t* source;    // [B]
+  const void* query;        // [B, d], the boundary at each query's source
+  const void* weight;       // [D, 13 d], official layout
+  const void* bias;         // [D]
+  const void* norm_weight;  // [D], or null: no LayerNorm
+  const void* norm_bias;    // [D]
+  const void* scalers;      // [V, 3]
+  void* pre;                // [V, B, D], before LayerNorm; kept for the backward pass
+  void* out;                // [V, B, D]
   int threads;
 };
 

@@ -46,6 +46,12 @@ inline int64_t gather_columns(int64_t num_nodes, int64_t bytes_per_column, int64
   return max64(min64(fit, 256), max64(dim, 32));
 }
 
+// Whether blocks may gather from compact copies (`tables` of them each): only where all threads together stay below
+// a quarter of a node state. The values are the same either way.
+inline bool worth_compacting(const Blocks& blocks, int64_t width, int64_t tables, int threads) {
+  return blocks.count > 1 && 4 * tables * width * min64(threads, blocks.count) <= blocks.batch * blocks.dim;
+}
+
 // Row ranges with about equal work, independent of the thread count.
 struct RowRanges {
   const CsrView& g;
@@ -145,7 +151,7 @@ struct EdgeGroup {
   const A* r[kUnroll];
   A weight[kUnroll];
   int count;
-  int32_t first;     // position of the group's first edge in the CSR
+  int32_t first;      // position of the group's first edge in the CSR
   bool one_relation;  // all edges of the group share a relation row
 };
 
@@ -260,12 +266,12 @@ struct Walk {
   Block block;
   int64_t width, columns_total, first_column;
   int64_t x_stride, grad_stride;  // of a row of x, of a row of the input's gradient
-  const T* x;         // input, at the block's first column
-  const T* relation;  // relation table, likewise (or its start when shared)
+  const T* x;                     // input, at the block's first column
+  const T* relation;              // relation table, likewise (or its start when shared)
   int64_t rel_stride;
   const T* weight;
-  bool direct;   // messages formed inside the accumulation loop
-  A* messages;   // kUnroll rows of `width`
+  bool direct;  // messages formed inside the accumulation loop
+  A* messages;  // kUnroll rows of `width`
 
   Walk(const RelationalSpmm& p, Block block, A* messages) : p(p), block(block), messages(messages) {
     width = block.width;
@@ -419,9 +425,9 @@ void pna_reduce_row(const Walk<T>& walk, int64_t v, const A* boundary, const Row
 // Per-row quantities from which the gradient of any message of the row follows.
 template <class A>
 struct RowGrads {
-  A* g;       // d out (for PNA: d mean / D); mean: divided by D
-  A* out;     // max, min, logsumexp: the stored output. PNA: the mean
-  A* spread;  // PNA: d std / (std * D), 0 where the variance was clamped
+  A* g;                  // d out (for PNA: d mean / D); mean: divided by D
+  A* out;                // max, min, logsumexp: the stored output. PNA: the mean
+  A* spread;             // PNA: d std / (std * D), 0 where the variance was clamped
   A *hi, *lo;            // PNA: stored max and min
   A *hi_left, *lo_left;  // gradient of the extremum not yet given to an edge; for max/min in hi_left
 };
@@ -627,8 +633,7 @@ void scatter_row(const Walk<T>& walk, int64_t v, const RowGrads<A>& row, A* gm, 
       for (int k = 0; k < group.count; ++k) {
         A g = general_message_grad<T>(p.sum, group.x[k], group.weight[k], w, row, gm);
         if (weight_grad != nullptr) weight_grad[p.graph.eid[e + k]] = g;
-        general_scatter(p.mul, gm, walk.source_row(e + k), walk.relation_row(e + k), w, p.dim, p.shared, dx[k],
-                        dr[k]);
+        general_scatter(p.mul, gm, walk.source_row(e + k), walk.relation_row(e + k), w, p.dim, p.shared, dx[k], dr[k]);
       }
       return;
     }

@@ -115,7 +115,7 @@ template <class T>
 void forward(const RelationalSpmm& p) {
   const bool small = (p.graph.num_edges + p.graph.num_nodes) * p.batch * p.dim < 32768;
   const Blocks narrow(p.batch, p.dim, gather_columns(p.graph.num_nodes, sizeof(T), p.dim));
-  const bool compact = !small && narrow.count >= p.threads && narrow.count > 1;
+  const bool compact = !small && narrow.count >= p.threads && worth_compacting(narrow, narrow[0].width, 1, p.threads);
   const Blocks blocks = compact ? narrow : Blocks(p.batch, p.dim, kForwardColumns);
   const RowRanges ranges(p.graph, compact || small ? 1 : 256);
   const int64_t tasks = blocks.count * ranges.count;
@@ -215,7 +215,8 @@ void renormalise(const Walk<T>& walk, int64_t v, const RowGrads<A>& row, A* tota
 }
 
 template <class T, class A>
-void backward_block(const RelationalSpmmBackward& args, Block block, A* shared_relation_grad, A* weight_grad) {
+void backward_block(const RelationalSpmmBackward& args, Block block, bool compact, A* shared_relation_grad,
+                    A* weight_grad) {
   const RelationalSpmm& p = args.forward;
   const int64_t w = block.width;
   Scratch<A> scratch(w * (8 + kUnroll));
@@ -223,19 +224,21 @@ void backward_block(const RelationalSpmmBackward& args, Block block, A* shared_r
   const RowGrads<A> row = {s, s + w, s + 2 * w, s + 3 * w, s + 4 * w, s + 5 * w, s + 6 * w};
   A* gm = s + 7 * w;
   Walk<T> walk(p, block, s + 8 * w);
-  walk.direct = walk.direct && weight_grad == nullptr && p.weight == nullptr &&
-                (p.sum == Sum::kSum || p.sum == Sum::kMean || p.sum == Sum::kMax || p.sum == Sum::kMin ||
-                 p.sum == Sum::kPna);
+  walk.direct =
+      walk.direct && weight_grad == nullptr && p.weight == nullptr &&
+      (p.sum == Sum::kSum || p.sum == Sum::kMean || p.sum == Sum::kMax || p.sum == Sum::kMin || p.sum == Sum::kPna);
   const int64_t columns_total = walk.columns_total;
   A* grad_output = static_cast<A*>(args.grad_input) + walk.first_column;
-  A* grad_relation =
-      p.shared ? shared_relation_grad : static_cast<A*>(args.grad_relation) + walk.first_column;
-  Scratch<T> compact(p.graph.num_nodes * w);
-  Scratch<A> compact_grad(p.graph.num_nodes * w);
-  walk.use_compact(compact.get());
-  walk.grad_stride = w;
-  A* grad_input = compact_grad.get();
-  fill(grad_input, p.graph.num_nodes * w, A(0));
+  A* grad_relation = p.shared ? shared_relation_grad : static_cast<A*>(args.grad_relation) + walk.first_column;
+  Scratch<T> copy(compact ? p.graph.num_nodes * w : 0);
+  Scratch<A> copy_grad(compact ? p.graph.num_nodes * w : 0);
+  A* grad_input = grad_output;
+  if (compact) {
+    walk.use_compact(copy.get());
+    walk.grad_stride = w;
+    grad_input = copy_grad.get();
+  }
+  for (int64_t v = 0; v < p.graph.num_nodes; ++v) fill(grad_input + v * walk.grad_stride, w, A(0));
   for (int64_t r = 0; r < p.num_relations; ++r) {
     fill(grad_relation + r * walk.rel_stride, p.shared ? p.dim : w, A(0));
   }
@@ -250,7 +253,7 @@ void backward_block(const RelationalSpmmBackward& args, Block block, A* shared_r
                     static_cast<A*>(args.grad_boundary) + offset);
     }
   }
-  for (int64_t v = 0; v < p.graph.num_nodes; ++v) {
+  for (int64_t v = 0; compact && v < p.graph.num_nodes; ++v) {
     std::memcpy(grad_output + v * columns_total, grad_input + v * w, w * sizeof(A));
   }
 }
@@ -260,13 +263,14 @@ void backward(const RelationalSpmmBackward& args) {
   using A = typename AccOf<T>::type;
   const RelationalSpmm& p = args.forward;
   const Blocks blocks(p.batch, p.dim, gather_columns(p.graph.num_nodes, sizeof(T) + sizeof(A), p.dim));
+  const bool compact = worth_compacting(blocks, blocks[0].width, 2, p.threads);
   const int64_t table = p.num_relations * p.dim;
   Scratch<A> relation_parts(p.shared ? blocks.count * table : 0);
   Scratch<A> weight_parts(args.grad_weight != nullptr ? blocks.count * p.graph.num_edges : 0);
   const bool small = (p.graph.num_edges + p.graph.num_nodes) * p.batch * p.dim < 32768;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(p.threads) if (!small && p.threads > 1)
   for (int64_t i = 0; i < blocks.count; ++i) {
-    backward_block<T, A>(args, blocks[i], p.shared ? relation_parts.get() + i * table : nullptr,
+    backward_block<T, A>(args, blocks[i], compact, p.shared ? relation_parts.get() + i * table : nullptr,
                          args.grad_weight != nullptr ? weight_parts.get() + i * p.graph.num_edges : nullptr);
   }
   if (p.shared) reduce_parts(relation_parts.get(), blocks.count, table, static_cast<A*>(args.grad_relation));

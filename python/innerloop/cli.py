@@ -76,6 +76,4 @@ def _nbfnet(arguments: list[str]) -> int:
 
 def _is_ours(error: BaseException) -> bool:
     """Whether this package raised the error: its message is meant for the user."""
-    return Path(traceback.extract_tb(error.__traceback__)[-1].filename).is_relative_to(
-        Path(__file__).parent
-    )
+    return Path(traceback.extract_tb(error.__traceback__)[-1].filename).is_relative_to(Path(__file__).parent)

@@ -103,9 +103,7 @@ def _cpu_path(name: str, cpu: dict[str, Any]) -> str:
 
 def _cuda_path(name: str, module: ModuleType | None, cuda: dict[str, Any]) -> str:
     if not _registered(name, "CUDA") or module is None or not hasattr(module, name):
-        return (
-            "plain torch definition: no CUDA kernel yet; it forms per-edge tensors, and is not yet measured on a GPU"
-        )
+        return "plain torch definition: no CUDA kernel yet; it forms per-edge tensors, and is not yet measured on a GPU"
     return f"compiled kernel, {cuda['architectures']}" + ("" if cuda["devices"] else " (no device answers)")
 
 

@@ -147,9 +147,7 @@ class RelGraph:
     @cached_property
     def by_source(self) -> RelGraph:
         """The same edges reversed: its CSR rows are this graph's out-edges, its `eid` the same positions."""
-        return RelGraph(
-            self.edge_index.flip(0), self.edge_type, self.num_nodes, self.num_relations, self.edge_weight
-        )
+        return RelGraph(self.edge_index.flip(0), self.edge_type, self.num_nodes, self.num_relations, self.edge_weight)
 
     @cached_property
     def relation_order(self) -> Tensor:

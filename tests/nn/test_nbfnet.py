@@ -33,9 +33,7 @@ def message(kind: str, x: Tensor, w: Tensor) -> Tensor:
     if kind == "distmult":
         return x * w
     half = x.shape[-1] // 2
-    product = torch.complex(x[..., :half], x[..., half:]) * torch.complex(
-        w[..., :half], w[..., half:]
-    )
+    product = torch.complex(x[..., :half], x[..., half:]) * torch.complex(w[..., :half], w[..., half:])
     return torch.cat([product.real, product.imag], dim=-1)
 
 
@@ -54,9 +52,7 @@ def aggregate(kind: str, messages: Tensor) -> Tensor:
     }[kind]
 
 
-def slow_layer(
-    layer: GeneralizedRelationalConv, kinds: tuple[str, str], graph: RelGraph, *inputs: Tensor
-) -> Tensor:
+def slow_layer(layer: GeneralizedRelationalConv, kinds: tuple[str, str], graph: RelGraph, *inputs: Tensor) -> Tensor:
     """Spec 1.3 node by node: message, aggregate, scale, combine."""
     input, query, boundary = inputs
     if hasattr(layer, "relation_linear"):
@@ -86,9 +82,7 @@ def slow_layer(
 @pytest.mark.parametrize("dependent", [False, True])
 @pytest.mark.parametrize("layer_norm", [False, True])
 def test_layer_is_its_formula(kinds, dependent, layer_norm):
-    layer = GeneralizedRelationalConv(
-        D, 5, R, D, *kinds, layer_norm=layer_norm, dependent=dependent
-    ).double()
+    layer = GeneralizedRelationalConv(D, 5, R, D, *kinds, layer_norm=layer_norm, dependent=dependent).double()
     graph, inputs = make_graph(), make_inputs()
     with torch.no_grad():  # a visible effect of layer_norm's own parameters
         for parameter in layer.parameters():
@@ -100,9 +94,7 @@ def test_layer_is_its_formula(kinds, dependent, layer_norm):
     arguments = list(layer.parameters())
     weight = torch.randn_like(expected)
     truth = torch.autograd.grad((expected * weight).sum(), arguments)
-    for grad, want in zip(
-        torch.autograd.grad((actual * weight).sum(), arguments), truth, strict=True
-    ):
+    for grad, want in zip(torch.autograd.grad((actual * weight).sum(), arguments), truth, strict=True):
         assert_close(grad, want)
 
 
@@ -143,13 +135,9 @@ def test_graph_without_edges_is_finite(kinds):
     assert all(p.grad is None or p.grad.isfinite().all() for p in layer.parameters())
 
 
-@pytest.mark.parametrize(
-    "kinds", [("distmult", "pna"), ("rotate", "pna"), ("transe", "max")], ids="-".join
-)
+@pytest.mark.parametrize("kinds", [("distmult", "pna"), ("rotate", "pna"), ("transe", "max")], ids="-".join)
 def test_gradcheck(kinds):
-    layer = GeneralizedRelationalConv(
-        2, 2, 2, 1, *kinds, layer_norm=True, activation="none"
-    ).double()
+    layer = GeneralizedRelationalConv(2, 2, 2, 1, *kinds, layer_norm=True, activation="none").double()
     graph = make_graph(V=4, E=7, R=2)
     shapes = [(4, 2, 2), (2, 1), (4, 2, 2), (7,)]
     inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
@@ -186,9 +174,7 @@ def test_compile(dependent):
     assert_close(compiled(graph, *inputs), layer(graph, *inputs))
     arguments = list(layer.parameters())
     expected = torch.autograd.grad(layer(graph, *inputs).sum(), arguments)
-    for grad, want in zip(
-        torch.autograd.grad(compiled(graph, *inputs).sum(), arguments), expected, strict=True
-    ):
+    for grad, want in zip(torch.autograd.grad(compiled(graph, *inputs).sum(), arguments), expected, strict=True):
         assert_close(grad, want)
 
 
@@ -227,9 +213,7 @@ SOURCE, RELATION = torch.tensor([3, 0, 3, 11]), torch.tensor([1, 2 + R, 0, R])
 @pytest.mark.parametrize("short_cut", [False, True])
 @pytest.mark.parametrize("dependent", [False, True])
 def test_model_is_its_formula(dependent, short_cut, concat_hidden):
-    model, graph = model_and_graph(
-        dependent=dependent, short_cut=short_cut, concat_hidden=concat_hidden
-    )
+    model, graph = model_and_graph(dependent=dependent, short_cut=short_cut, concat_hidden=concat_hidden)
     query = model.query.weight[RELATION]
     boundary = torch.zeros(12, 4, 8, dtype=torch.float64)
     for b in range(4):

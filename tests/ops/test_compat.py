@@ -66,9 +66,7 @@ def test_torchdrug_form_adds_weights_of_equal_edges():
 def test_defaults_are_add_and_mul():
     case = two_dim_case()
     expected = pyg(case, "add", "mul")
-    actual = generalized_rspmm(
-        case.edge_index.flip(0), case.edge_type, case.edge_weight, case.relation, case.input
-    )
+    actual = generalized_rspmm(case.edge_index.flip(0), case.edge_type, case.edge_weight, case.relation, case.input)
     assert torch.equal(actual, expected)
 
 

@@ -32,9 +32,7 @@ def test_csr_is_the_sorted_edge_list(sizes):
     graph = random_graph(V, E, R)
     (source, destination), kind = graph.edge_index.tolist(), graph.edge_type.tolist()
     rows = sorted(zip(destination, kind, source, range(E), strict=True))
-    assert [graph.rel.tolist(), graph.src.tolist(), graph.eid.tolist()] == [
-        [row[k] for row in rows] for k in (1, 2, 3)
-    ]
+    assert [graph.rel.tolist(), graph.src.tolist(), graph.eid.tolist()] == [[row[k] for row in rows] for k in (1, 2, 3)]
     starts = [sum(row[0] < v for row in rows) for v in range(V + 1)]
     assert graph.indptr.tolist() == starts
     assert all(getattr(graph, name).dtype == torch.int32 for name in INTS)
@@ -82,9 +80,7 @@ def test_drop_equals_rebuilding(kind, share):
     ids = ids[torch.randperm(len(ids))]
     edges = {"mask": mask, "ids": ids, "repeated ids": torch.cat([ids, ids])}[kind]
     keep = ~mask
-    rebuilt = RelGraph(
-        graph.edge_index[:, keep], graph.edge_type[keep], 9, 4, graph.edge_weight[keep]
-    )
+    rebuilt = RelGraph(graph.edge_index[:, keep], graph.edge_type[keep], 9, 4, graph.edge_weight[keep])
     before = random_graph_copy(graph)
     assert_same(graph.drop(edges), rebuilt)
     assert_same(graph, before)  # the graph itself is left alone
@@ -93,9 +89,7 @@ def test_drop_equals_rebuilding(kind, share):
 
 
 def random_graph_copy(graph: RelGraph) -> RelGraph:
-    return RelGraph(
-        graph.edge_index.clone(), graph.edge_type.clone(), 9, 4, graph.edge_weight.clone()
-    )
+    return RelGraph(graph.edge_index.clone(), graph.edge_type.clone(), 9, 4, graph.edge_weight.clone())
 
 
 def test_drop_after_degrees_were_read():

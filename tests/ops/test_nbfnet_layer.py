@@ -74,9 +74,7 @@ def test_gradcheck(mul, per_query):
 def test_only_wanted_gradients():
     layer = make_layer()
     expected = gradients(Layer.op, layer)
-    grad_out = (
-        torch.randint(-16, 17, layer.op().shape, generator=torch.Generator().manual_seed(0)) / 8
-    )
+    grad_out = torch.randint(-16, 17, layer.op().shape, generator=torch.Generator().manual_seed(0)) / 8
     for name, x in layer.map(torch.clone).tensors.items():
         one = replace(layer, floats=layer.floats | {name: x.requires_grad_()})
         (grad,) = torch.autograd.grad(one.op(), x, grad_out)
@@ -88,9 +86,7 @@ def test_strides(order):
     def view(x):
         if order == "transposed":
             return x.transpose(0, -1).contiguous().transpose(0, -1)
-        return (
-            x.repeat_interleave(2, -1)[..., ::2] if order == "every-other" else x[:1].expand_as(x)
-        )
+        return x.repeat_interleave(2, -1)[..., ::2] if order == "every-other" else x[:1].expand_as(x)
 
     layer = make_layer()
     strided = layer.map(view)
@@ -162,8 +158,7 @@ def test_vmap_and_vmap_grad(mapped):
     names = list(layer.tensors)
     in_dims = tuple(0 if mapped in (name, "all") else None for name in names)
     tensors = [
-        x if dim is None else torch.stack([x, 2 * x])
-        for x, dim in zip(layer.tensors.values(), in_dims, strict=True)
+        x if dim is None else torch.stack([x, 2 * x]) for x, dim in zip(layer.tensors.values(), in_dims, strict=True)
     ]
     weight = torch.rand_like(layer.op())
 

@@ -332,9 +332,7 @@ def test_func_grad_and_vmap_grad(sum, mul):
         return list(gradients(lambda c: c.reference(sum, mul), case, weight).values())
 
     argnums = tuple(range(4))
-    for actual, grad in zip(
-        torch.func.grad(loss, argnums)(*case.tensors.values()), expected(case), strict=True
-    ):
+    for actual, grad in zip(torch.func.grad(loss, argnums)(*case.tensors.values()), expected(case), strict=True):
         assert_close(actual, grad)
     batch = [torch.stack([x, 2 * x]) for x in case.tensors.values()]
     per_sample = torch.func.vmap(torch.func.grad(loss, argnums))(*batch)
@@ -367,9 +365,7 @@ def test_forward_mode_is_right_or_raises(sum):
     except (NotImplementedError, RuntimeError):
         return
     step = 1e-6
-    ahead, behind = (
-        [x + s * t for x, t in zip(primals, tangents, strict=True)] for s in (step, -step)
-    )
+    ahead, behind = ([x + s * t for x, t in zip(primals, tangents, strict=True)] for s in (step, -step))
     torch.testing.assert_close(tangent, (f(*ahead) - f(*behind)) / (2 * step), rtol=1e-4, atol=1e-5)
 
 
@@ -388,9 +384,7 @@ def test_double_backward_is_right_or_raises(nested):
         return torch.autograd.grad(first.sum(), relation)[0]
 
     rest = (case.boundary, case.edge_weight)
-    expected = second(
-        lambda w, x: Case(**{**vars(case), "relation": w, "input": x}).reference("sum", "mul")
-    )
+    expected = second(lambda w, x: Case(**{**vars(case), "relation": w, "input": x}).reference("sum", "mul"))
     assert expected.abs().max() > 1
     try:
         actual = second(lambda w, x: f(w, x, *rest))

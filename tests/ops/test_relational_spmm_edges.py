@@ -31,9 +31,7 @@ def test_rows_without_edges(sum, dtype, device):
 
 
 @pytest.mark.parametrize("sum", SUMS)
-@pytest.mark.parametrize(
-    "sizes", [(0, 0, 1, 2, 4), (3, 2, 1, 0, 4), (3, 2, 1, 2, 0), (2, 0, 0, 1, 4)]
-)
+@pytest.mark.parametrize("sizes", [(0, 0, 1, 2, 4), (3, 2, 1, 0, 4), (3, 2, 1, 2, 0), (2, 0, 0, 1, 4)])
 def test_degenerate_sizes(sum, sizes, device):
     case = make_case(*sizes, device=device)
     out = case.op(sum, "mul")

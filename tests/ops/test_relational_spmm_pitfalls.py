@@ -91,9 +91,7 @@ def test_pitfall_5_nan_is_not_swallowed(sum):
     for position in range(3):
         x = torch.tensor([[1.0], [2.0], [3.0], [0.0]])
         x[position] = math.nan
-        graph = innerloop.RelGraph(
-            torch.tensor([[0, 1, 2], [3, 3, 3]]), torch.zeros(3).long(), 4, 1
-        )
+        graph = innerloop.RelGraph(torch.tensor([[0, 1, 2], [3, 3, 3]]), torch.zeros(3).long(), 4, 1)
         out = innerloop.relational_spmm(graph, torch.ones(1, 1), x, sum=sum)
         assert out[3].isnan().all()
         assert not out[:3].isnan().any()
@@ -119,9 +117,7 @@ def test_pitfall_6_dropped_edges_are_no_messages(sum):
     dropped = case.op(sum, "mul", graph.drop(mask))
     rest = Case(case.edge_index[:, ~mask], case.edge_type[~mask], 9, 3, case.relation, case.input)
     assert torch.equal(dropped, rest.op(sum, "mul"))
-    zeroed = innerloop.relational_spmm(
-        graph, case.relation, case.input, sum=sum, edge_weight=(~mask).double()
-    )
+    zeroed = innerloop.relational_spmm(graph, case.relation, case.input, sum=sum, edge_weight=(~mask).double())
     same = torch.allclose(zeroed, dropped)
     assert same == (sum in ("sum", "or", "min"))
 
@@ -166,9 +162,7 @@ def test_pitfall_8_sources_include_no_torch_header():
     for path in sources:
         lines = path.read_text().splitlines()
         includes = [line for line in lines if line.lstrip().startswith("#include")]
-        assert not [i for i in includes if any(n in i for n in ("torch", "ATen", "c10", "THC"))], (
-            path
-        )
+        assert not [i for i in includes if any(n in i for n in ("torch", "ATen", "c10", "THC"))], path
 
 
 def test_pitfall_9_needs_no_torch_geometric():

@@ -3,7 +3,7 @@
 
 import importlib.util
 import json
-import os
+from pathlib import Path
 
 import pytest
 from cases import run_python
@@ -63,6 +63,6 @@ def test_cuda_module_without_a_device():
 
 
 @pytest.mark.skipif(importlib.util.find_spec("innerloop._cuda") is None, reason="built without nvcc")
-@pytest.mark.skipif(os.path.exists("/dev/nvidiactl"), reason="this machine has a driver")
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has a driver")
 def test_cuda_module_without_a_driver():
     assert run_python("from innerloop import _cuda; print(_cuda.device_count()[0])") == "0\n"

@@ -85,8 +85,6 @@ def test_missing_lightning_names_the_extra(monkeypatch, capsys):
 
 
 def test_module_runs_as_a_program():
-    done = subprocess.run(
-        [sys.executable, "-m", "innerloop", "--help"], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-m", "innerloop", "--help"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("usage: innerloop")
     assert done.stderr == ""

@@ -114,9 +114,7 @@ def test_easy_edges(remove_one_hop, batch):
     mask = easy_edges(index, query, negative, R, remove_one_hop)
     if remove_one_hop:
         pairs = {
-            (s, t)
-            for (s, _, a), others in zip(query.tolist(), negative.tolist(), strict=True)
-            for t in (a, *others)
+            (s, t) for (s, _, a), others in zip(query.tolist(), negative.tolist(), strict=True) for t in (a, *others)
         }
         expected = [(h, t) in pairs or (t, h) in pairs for h, _, t in edges]
     else:
@@ -197,12 +195,9 @@ def test_expected_hits_without_negatives():
 def test_metrics():
     rank = torch.tensor([1, 2, 4, 11])
     found = metrics_of(rank, torch.full((4,), 100), [50])
-    assert found.pop("hits@10_50") == pytest.approx(
-        expected_hits(rank, torch.full((4,), 100), 10, 50).mean().item()
-    )
+    assert found.pop("hits@10_50") == pytest.approx(expected_hits(rank, torch.full((4,), 100), 10, 50).mean().item())
     assert found == pytest.approx(
-        {"mr": 4.5, "mrr": (1 + 1 / 2 + 1 / 4 + 1 / 11) / 4, "hits@1": 0.25, "hits@3": 0.5}
-        | {"hits@10": 0.75}
+        {"mr": 4.5, "mrr": (1 + 1 / 2 + 1 / 4 + 1 / 11) / 4, "hits@1": 0.25, "hits@3": 0.5} | {"hits@10": 0.75}
     )
 
 

@@ -25,9 +25,7 @@ SMALL = Config(epochs=2, batch_size=12, num_negative=4, dim=8, num_layers=2)
 
 
 def quiet_train(data: Path, output: Path, config: Config = SMALL, **options):
-    return train(
-        read_kg(data), config, output, data=data, accelerator="cpu", progress=False, **options
-    )
+    return train(read_kg(data), config, output, data=data, accelerator="cpu", progress=False, **options)
 
 
 def same(a, b) -> bool:
@@ -48,9 +46,7 @@ def run(tiny, tmp_path_factory):
     return output, quiet_train(tiny, output)
 
 
-@pytest.mark.parametrize(
-    ("num_relations", "dependent", "count"), [(9, False, 88_705), (180, True, 2_377_153)]
-)
+@pytest.mark.parametrize(("num_relations", "dependent", "count"), [(9, False, 88_705), (180, True, 2_377_153)])
 def test_parameter_counts_of_the_paper(num_relations, dependent, count):
     task = NBFNetTask([str(r) for r in range(num_relations)], Config(dependent=dependent))
     assert sum(p.numel() for p in task.parameters()) == count
@@ -72,10 +68,7 @@ def test_parameters_depend_on_the_seed_alone():
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_training_batches_cover_every_fact(world_size):
     triples = torch.arange(3 * 50).view(50, 3)
-    ranks = [
-        list(TrainingBatches(triples, 8, 7, lambda: 3, rank, world_size))
-        for rank in range(world_size)
-    ]
+    ranks = [list(TrainingBatches(triples, 8, 7, lambda: 3, rank, world_size)) for rank in range(world_size)]
     assert {len(batches) for batches in ranks} == {-(-7 // world_size)}
     batches = sorted((b for batches in ranks for b in batches), key=lambda b: b["index"])
     assert [b["index"] for b in batches] == list(range(len(batches)))
@@ -146,11 +139,7 @@ def test_test_metrics_are_those_of_the_plain_protocol(run, tiny):
         for source, relation, answer in ((h, r, t), (t, r + kg.num_relations, h)):
             with torch.no_grad():
                 score = task(graph, torch.tensor([[source, relation, answer]]))[0].tolist()
-            others = [
-                v
-                for v in range(kg.test.num_entities)
-                if v != answer and (source, relation, v) not in facts
-            ]
+            others = [v for v in range(kg.test.num_entities) if v != answer and (source, relation, v) not in facts]
             ranks.append(1 + sum(score[v] >= score[answer] for v in others))
             negatives.append(len(others))
     expected = metrics_of(torch.tensor(ranks), torch.tensor(negatives), [50, 49])
@@ -286,15 +275,12 @@ def test_two_processes(run, tiny, tmp_path):
     batches = []
     for epoch in range(SMALL.epochs):
         of_rank = [
-            TrainingBatches(kg.train.targets, SMALL.batch_size, SMALL.seed, lambda e=epoch: e, k, 2)
-            for k in (0, 1)
+            TrainingBatches(kg.train.targets, SMALL.batch_size, SMALL.seed, lambda e=epoch: e, k, 2) for k in (0, 1)
         ]
         batches += [batch for pair in zip(*of_rank, strict=True) for batch in pair]
     data.train_dataloader = lambda: torch.utils.data.DataLoader(batches, batch_size=None)
     with _quiet():
-        trainer = _trainer(
-            "32-true", "cpu", False, max_epochs=1, logger=False, accumulate_grad_batches=2
-        )
+        trainer = _trainer("32-true", "cpu", False, max_epochs=1, logger=False, accumulate_grad_batches=2)
         trainer.limit_val_batches = 0
         trainer.fit(task, data)
     parallel = load_checkpoint(tmp_path / "last.ckpt")["state_dict"]

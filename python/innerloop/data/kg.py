@@ -148,12 +148,9 @@ def read_kg(
         train_split, valid_split, test_split = _splits(facts, [valid, test], relation_ids, names)
         known = torch.cat([train_split.facts, valid_split.targets, test_split.targets])
         train_split, valid_split, test_split = (
-            Split(s.facts, s.targets, known, s.entities, s.names)
-            for s in (train_split, valid_split, test_split)
+            Split(s.facts, s.targets, known, s.entities, s.names) for s in (train_split, valid_split, test_split)
         )
-    return KnowledgeGraph(
-        path.name, list(relation_ids), train_split, valid_split, test_split, inductive
-    )
+    return KnowledgeGraph(path.name, list(relation_ids), train_split, valid_split, test_split, inductive)
 
 
 def load_embedded(name: str, *, relations: Sequence[str] | None = None) -> KnowledgeGraph:
@@ -203,9 +200,7 @@ def _read_rows(path: Path, columns: int) -> list[tuple[str, ...]]:
     rows = [tuple(line.split("\t")) for line in lines]
     for number, row in enumerate(rows, 1):
         if len(row) != columns:
-            raise ValueError(
-                f"{path}:{number}: expected {columns} tab-separated columns, found {len(row)}"
-            )
+            raise ValueError(f"{path}:{number}: expected {columns} tab-separated columns, found {len(row)}")
         if "" in row:
             raise ValueError(f"{path}:{number}: column {row.index('') + 1} is empty")
     return rows
@@ -272,9 +267,7 @@ def _check_entities(
     for row in rows:
         for token in (row[0], row[2]):
             if token not in known:
-                raise ValueError(
-                    f"{path}:{_line_of(path, row)}: entity {token!r} does not occur in {fact_file}"
-                )
+                raise ValueError(f"{path}:{_line_of(path, row)}: entity {token!r} does not occur in {fact_file}")
 
 
 def _line_of(path: Path, row: tuple[str, str, str]) -> int:

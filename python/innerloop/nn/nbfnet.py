@@ -77,9 +77,7 @@ class GeneralizedRelationalConv(nn.Module):
             ("activation", activation, _ACTIVATIONS),
         ):
             if value not in known:
-                raise ValueError(
-                    f"GeneralizedRelationalConv: {name} is {value!r}, expected one of {', '.join(known)}"
-                )
+                raise ValueError(f"GeneralizedRelationalConv: {name} is {value!r}, expected one of {', '.join(known)}")
         if message == "rotate" and input_dim % 2:
             raise ValueError(
                 f"GeneralizedRelationalConv: input_dim is {input_dim}, expected an even number for message='rotate'"
@@ -298,6 +296,6 @@ class NBFNet(nn.Module):
             ("relation", relation, graph.num_relations),
             ("target", target, graph.num_nodes),
         ):
-            if ids is not None and ids.numel() and not (0 <= int(ids.min()) and int(ids.max()) < limit):
+            if ids is not None and ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= limit):
                 bad = ids[(ids < 0) | (ids >= limit)].flatten()[0]
                 raise IndexError(f"NBFNet: {name} holds {int(bad)}, expected ids in [0, {limit})")

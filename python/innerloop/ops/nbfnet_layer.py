@@ -43,8 +43,8 @@ def nbfnet_layer(
 
     Args:
         graph: V nodes, E edges, R relations, without edge weights.
-        relation: (R, d) or (R, B, d). input: (V, B, d). float32 or float64 on CPU; other dtypes and devices compose
-            `relational_spmm` and dense products, which do form the (V, B, 4·d) features.
+        relation: (R, d) or (R, B, d). input: (V, B, d). float32 or float64 on CPU; other devices compose
+            `relational_spmm` and dense products, which do form the (V, B, 4·d) features; half types on CPU are widened.
         source: int64 (B,). query: (B, d), the boundary of each query at its source; zero elsewhere.
         weight: (D, 13·d), columns [input (d) | channel, statistic (mean, max, min, std), scaler]. bias: (D,).
         norm_weight, norm_bias: (D,) of LayerNorm, or both None for none.
@@ -68,10 +68,29 @@ def nbfnet_layer(
         raise ValueError(f"nbfnet_layer: mul is {mul!r}, expected one of {', '.join(_MUL_NAMES)}")
     if graph.edge_weight is not None:
         raise ValueError("nbfnet_layer: graph has edge weights, expected none; use relational_spmm")
-    if input.dtype not in (torch.float32, torch.float64) or input.device.type != "cpu":
+    if input.device.type != "cpu":
         return _compose(
-            graph, relation, input, source, query, weight, bias, norm_weight, norm_bias, scalers, mul, eps, relu, residual
+            graph,
+            relation,
+            input,
+            source,
+            query,
+            weight,
+            bias,
+            norm_weight,
+            norm_bias,
+            scalers,
+            mul,
+            eps,
+            relu,
+            residual,
         )
+    if input.dtype in (torch.bfloat16, torch.float16):
+        widened = [None if t is None else t.float() for t in (query, weight, bias, norm_weight, norm_bias, scalers)]
+        out = nbfnet_layer(
+            graph, relation.float(), input.float(), source, *widened, mul=mul, eps=eps, relu=relu, residual=residual
+        )
+        return out.to(input.dtype)
     floats = (relation, input, query, weight, bias, norm_weight, norm_bias)
     args = (graph.csr, relation, input, source, *floats[2:], scalers, eps, MULS[mul], relu, residual)
     if wants_grad(*floats):
@@ -134,9 +153,7 @@ _DIFFERENTIABLE = (1, 2, 4, 5, 6, 7, 8)
 
 
 def _empty_grads(*args):
-    return tuple(
-        args[2].new_empty(0 if args[k] is None else args[k].shape) for k in _DIFFERENTIABLE
-    )
+    return tuple(args[2].new_empty(0 if args[k] is None else args[k].shape) for k in _DIFFERENTIABLE)
 
 
 def combine_pna(input: Tensor, features: Tensor, weight: Tensor, bias: Tensor | None, scalers: Tensor) -> Tensor:
@@ -157,7 +174,7 @@ def combine_pna(input: Tensor, features: Tensor, weight: Tensor, bias: Tensor | 
 def _compose(
     graph, relation, input, source, query, weight, bias, norm_weight, norm_bias, scalers, mul, eps, relu, residual
 ):
-    """The same layer from relational_spmm and dense products: half types, and devices without this kernel."""
+    """The same layer from relational_spmm and dense products, for devices without this kernel."""
     columns = torch.arange(len(source), device=source.device)
     boundary = torch.zeros_like(input).index_put((source, columns), query.to(input.dtype))
     features = relational_spmm(graph, relation, input, sum="pna", mul=mul, boundary=boundary)
@@ -194,6 +211,8 @@ class _NbfnetLayer(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_out, _):
         apply = _NbfnetLayerBackward.apply if torch.is_grad_enabled() else _backward
+        if grad_out is None:
+            return (None,) * 14
         pre, *tensors = ctx.saved_tensors
         grads = apply(grad_out, pre, *tensors, *ctx.constants)
         result = [None] * 14

@@ -63,7 +63,8 @@ def relational_spmm(
     Gradients:
         For `input`, `relation`, `boundary` and `edge_weight`. The whole gradient of a maximum or minimum goes to
         the first edge, by (relation, source, position), that attains it, and to the boundary only if no edge does;
-        a tie in mul="min" goes to `input`. Half types: attains it after rounding. "or" and "and" have zero gradient. A second derivative raises.
+        a tie in mul="min" goes to `input`. Half types: attains it after rounding. "or" and "and" have zero
+        gradient. A second derivative raises.
 
     Raises:
         TypeError: `graph` is not a RelGraph, or an argument is not a tensor.
@@ -136,7 +137,7 @@ def _check(csr, relation, input, boundary, edge_weight, mul) -> None:
         raise ValueError(f"{op}: input has shape {tuple(input.shape)}, expected (V, B, d) or (V, d)")
     if input.dtype not in _DTYPES:
         raise ValueError(f"{op}: input has dtype {input.dtype}, expected float32, float64, bfloat16 or float16")
-    nodes, batch, dim = input.shape
+    _, batch, dim = input.shape
     if mul == MULS["rotate"] and dim % 2:
         raise ValueError(f"{op}: input has shape {tuple(input.shape)}, expected an even number of channels for "
                          "mul='rotate' (real half, imaginary half)")  # fmt: skip
@@ -146,9 +147,7 @@ def _check(csr, relation, input, boundary, edge_weight, mul) -> None:
             f"for input of shape {tuple(input.shape)}"
         )
     if boundary is not None and boundary.shape != input.shape:
-        raise ValueError(
-            f"{op}: boundary has shape {tuple(boundary.shape)}, expected {tuple(input.shape)} like input"
-        )
+        raise ValueError(f"{op}: boundary has shape {tuple(boundary.shape)}, expected {tuple(input.shape)} like input")
     if edge_weight is not None and edge_weight.dim() != 1:
         raise ValueError(f"{op}: edge_weight has shape {tuple(edge_weight.shape)}, expected (E,)")
     for name, t in (("relation", relation), ("boundary", boundary), ("edge_weight", edge_weight)):
@@ -272,16 +271,12 @@ def _forward_vmap(info, in_dims, csr, relation, input, boundary, edge_weight, su
     shared = relation.dim() - (in_dims[1] is not None) == 2
     if not (shared and in_dims[1] is None):
         relation = _per_query(relation, in_dims[1], n, batch)
-    out = _forward(
-        csr, relation, _fold(input, in_dims[2], n), _fold(boundary, in_dims[3], n), edge_weight, sum, mul
-    )
+    out = _forward(csr, relation, _fold(input, in_dims[2], n), _fold(boundary, in_dims[3], n), edge_weight, sum, mul)
     return out.unflatten(1, (n, batch)), 1
 
 
 @_backward.vmap
-def _backward_vmap(
-    info, in_dims, grad_out, out, csr, relation, input, boundary, edge_weight, sum, mul, weight_grad
-):
+def _backward_vmap(info, in_dims, grad_out, out, csr, relation, input, boundary, edge_weight, sum, mul, weight_grad):
     n = info.batch_size
     if in_dims[2] is not None or in_dims[6] is not None or weight_grad:
         args = (grad_out, out, csr, relation, input, boundary, edge_weight, sum, mul, weight_grad)
@@ -297,9 +292,7 @@ def _backward_vmap(
     if shared:
         grad_relation = grad_relation.sum(2)
     grad_boundary = (
-        grad_boundary.expand(n, 0)
-        if boundary is None
-        else grad_boundary.unflatten(1, (n, batch)).movedim(1, 0)
+        grad_boundary.expand(n, 0) if boundary is None else grad_boundary.unflatten(1, (n, batch)).movedim(1, 0)
     )
     return (
         (grad_input.unflatten(1, (n, batch)), grad_relation, grad_boundary, grad_weight.expand(n, 0)),

@@ -42,9 +42,7 @@ def nbfnet_layer(
     """
     columns = torch.arange(len(source), device=source.device)
     boundary = torch.zeros_like(input).index_put((source, columns), query)
-    features = relational_spmm(
-        edge_index, edge_type, num_nodes, relation, input, sum="pna", mul=mul, boundary=boundary
-    )
+    features = relational_spmm(edge_index, edge_type, num_nodes, relation, input, sum="pna", mul=mul, boundary=boundary)
     features = features.transpose(-1, -2).flatten(-2)  # (V, B, 4 d), channel-major
     update = (features.unsqueeze(-1) * scalers[:, None, None, :]).flatten(-2)  # (V, B, 12 d)
     hidden = F.linear(torch.cat([input, update], dim=-1), weight, bias)

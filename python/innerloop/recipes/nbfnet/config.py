@@ -54,9 +54,7 @@ class Config:
         if not self.lr > 0:
             raise ValueError(f"lr must be positive, got {self.lr}")
         if self.adversarial_temperature < 0:
-            raise ValueError(
-                f"adversarial_temperature must not be negative, got {self.adversarial_temperature}"
-            )
+            raise ValueError(f"adversarial_temperature must not be negative, got {self.adversarial_temperature}")
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
 

@@ -52,9 +52,7 @@ class TrainingBatches:
     def __iter__(self) -> Iterator[dict[str, Tensor | int]]:
         epoch = self.epoch()
         generator = step_generator(self.seed, epoch, 0)
-        batches = self.triples[torch.randperm(len(self.triples), generator=generator)].split(
-            self.batch_size
-        )
+        batches = self.triples[torch.randperm(len(self.triples), generator=generator)].split(self.batch_size)
         start = 0 if self._done >= len(self) else self._done
         for step in range(start, len(self)):
             self._done = step + 1

@@ -202,14 +202,10 @@ class NBFNetTask(LightningModule):
                 num_nodes=split.num_entities,
                 num_relations=self.num_relations,
             ).with_inverse()
-            facts = FactIndex(
-                graph.edge_index, graph.edge_type, graph.num_nodes, graph.num_relations
-            )
+            facts = FactIndex(graph.edge_index, graph.edge_type, graph.num_nodes, graph.num_relations)
             known = facts
             if split.filter is not split.facts:
-                known = FactIndex.from_triples(
-                    split.filter.to(self.device), split.num_entities, self.num_relations
-                )
+                known = FactIndex.from_triples(split.filter.to(self.device), split.num_entities, self.num_relations)
             self._graphs[key] = (graph, facts, known)
         return self._graphs[key]
 
@@ -260,9 +256,7 @@ class Resumable(Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._restore_handlers()
 
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._restore_handlers()
 
     def _on_signal(self, number: int, frame: Any) -> None:

@@ -149,12 +149,8 @@ def train(
     output.mkdir(parents=True, exist_ok=True)
     last = output / "last.ckpt"
     checkpoint = _resume_from(resume, last, kg, config)
-    task = NBFNetTask(
-        list(kg.relations), config, kg.name, str(data.resolve()) if data else None, kg.inductive
-    )
-    best = ModelCheckpoint(
-        output, "best", monitor="valid_mrr", mode="max", enable_version_counter=False
-    )
+    task = NBFNetTask(list(kg.relations), config, kg.name, str(data.resolve()) if data else None, kg.inductive)
+    best = ModelCheckpoint(output, "best", monitor="valid_mrr", mode="max", enable_version_counter=False)
     with _quiet():
         trainer = _trainer(
             precision,
@@ -232,9 +228,7 @@ def evaluate(
     hparams = saved["hyper_parameters"]
     kg = find_dataset(hparams["dataset"], data or hparams["data"], relations=hparams["relations"])
     changes = {"eval_batch_size": eval_batch_size, "hits_samples": hits_samples}
-    config = Config(
-        **hparams["config"] | {key: value for key, value in changes.items() if value is not None}
-    )
+    config = Config(**hparams["config"] | {key: value for key, value in changes.items() if value is not None})
     task = NBFNetTask(kg.relations, config, inductive=kg.inductive)
     task.load_state_dict(saved["state_dict"])
     with _quiet():
@@ -263,9 +257,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     return saved
 
 
-def _resume_from(
-    resume: str | Path | None, last: Path, kg: KnowledgeGraph, config: Config
-) -> Path | None:
+def _resume_from(resume: str | Path | None, last: Path, kg: KnowledgeGraph, config: Config) -> Path | None:
     if resume is None or (str(resume) == "auto" and not last.is_file()):
         return None
     path = last if str(resume) == "auto" else Path(resume)
@@ -361,10 +353,7 @@ def _table(dataset: str, title: str, metrics: dict[str, float]) -> str:
     rows = [["", *columns], [f"{dataset} {title}, measured", *(cell(metrics, c) for c in columns)]]
     rows += [[f"published, {s}", *(cell(row, c) for c in columns)] for s, row in published.items()]
     width = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "| " + " | ".join(text.ljust(w) for text, w in zip(row, width, strict=True)) + " |"
-        for row in rows
-    ]
+    lines = ["| " + " | ".join(text.ljust(w) for text, w in zip(row, width, strict=True)) + " |" for row in rows]
     lines.insert(1, "|" + "|".join("-" * (w + 2) for w in width) + "|")
     return "\n".join(lines)
 

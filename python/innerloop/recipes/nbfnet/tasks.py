@@ -64,9 +64,7 @@ class FactIndex:
         num_relations: number of edge types, inverses included.
     """
 
-    def __init__(
-        self, edge_index: Tensor, edge_type: Tensor, num_nodes: int, num_relations: int
-    ) -> None:
+    def __init__(self, edge_index: Tensor, edge_type: Tensor, num_nodes: int, num_relations: int) -> None:
         if num_relations * num_nodes**2 >= 2**62:
             raise ValueError(f"{num_relations} relations x {num_nodes} nodes² overflow int64 keys")
         self.num_nodes = num_nodes
@@ -119,9 +117,7 @@ class FactIndex:
         position = torch.arange(row.numel(), device=row.device) + offset[row]
         return row, self._answer[position]
 
-    def sample_negatives(
-        self, source: Tensor, relation: Tensor, n: int, generator: torch.Generator
-    ) -> Tensor:
+    def sample_negatives(self, source: Tensor, relation: Tensor, n: int, generator: torch.Generator) -> Tensor:
         """Draws strict negatives: uniform, with replacement, over entities that are no answer.
 
         Args:
@@ -169,9 +165,7 @@ class FactIndex:
         return mask
 
 
-def easy_edges(
-    index: FactIndex, query: Tensor, negative: Tensor, num_relations: int, remove_one_hop: bool
-) -> Tensor:
+def easy_edges(index: FactIndex, query: Tensor, negative: Tensor, num_relations: int, remove_one_hop: bool) -> Tensor:
     """Edges to take out of the graph for one batch, so that no answer can be read off.
 
     Args:
@@ -190,9 +184,7 @@ def easy_edges(
         target = torch.cat([answer[:, None], negative], dim=1)
         return index.edges_between(source[:, None].expand_as(target).reshape(-1), target.view(-1))
     inverse = (relation + num_relations) % (2 * num_relations)
-    return index.edges_equal(
-        torch.cat([source, answer]), torch.cat([relation, inverse]), torch.cat([answer, source])
-    )
+    return index.edges_equal(torch.cat([source, answer]), torch.cat([relation, inverse]), torch.cat([answer, source]))
 
 
 def adversarial_loss(logits: Tensor, temperature: float) -> Tensor:
@@ -271,9 +263,7 @@ def expected_hits(rank: Tensor, num_negative: Tensor, k: int, n: int) -> Tensor:
     return torch.stack(terms).sum(0)
 
 
-def metrics_of(
-    rank: Tensor, num_negative: Tensor, hits_samples: Sequence[int] = ()
-) -> dict[str, float]:
+def metrics_of(rank: Tensor, num_negative: Tensor, hits_samples: Sequence[int] = ()) -> dict[str, float]:
     """Means over all rankings: mr, mrr, hits@1, hits@3, hits@10, and hits@10_n for each n given."""
     rank = rank.reshape(-1)
     exact = rank.double()
