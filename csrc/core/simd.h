@@ -206,28 +206,40 @@ IL_INLINE float exp_of(float x) {
 }
 IL_INLINE double exp_of(double x) { return std::exp(x); }
 
-// Uninitialised memory for one task, 64-byte aligned, freed at scope exit.
+// Uninitialised memory for one task, freed at scope exit. Large tables come from the kernel and go straight back to
+// it: malloc would keep them, in an arena for each thread.
 template <class A>
 class Scratch {
  public:
-  explicit Scratch(int64_t count) {
-    // Large tables are gathered from at random: huge pages spare a page walk for every row.
-    const size_t align = size_t(count) * sizeof(A) >= kHugePage ? kHugePage : 64;
-    const size_t bytes = (size_t(count > 0 ? count : 1) * sizeof(A) + align - 1) / align * align;
-    data_ = static_cast<A*>(std::aligned_alloc(align, bytes));
-    if (data_ == nullptr) std::abort();
-#ifdef MADV_HUGEPAGE
-    if (align == kHugePage) madvise(data_, bytes, MADV_HUGEPAGE);
+  explicit Scratch(int64_t count) : bytes_((size_t(count > 0 ? count : 1) * sizeof(A) + 63) / 64 * 64) {
+#if defined(__linux__)
+    if (bytes_ >= kLarge) {
+      void* p = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      if (p == MAP_FAILED) std::abort();
+      data_ = static_cast<A*>(p);
+      return;
+    }
 #endif
+    data_ = static_cast<A*>(std::aligned_alloc(64, bytes_));
+    if (data_ == nullptr) std::abort();
   }
-  ~Scratch() { std::free(data_); }
+  ~Scratch() {
+#if defined(__linux__)
+    if (bytes_ >= kLarge) {
+      munmap(data_, bytes_);
+      return;
+    }
+#endif
+    std::free(data_);
+  }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
   A* get() { return data_; }
   const A* data() const { return data_; }
 
  private:
-  static constexpr size_t kHugePage = size_t(1) << 21;
+  static constexpr size_t kLarge = size_t(1) << 20;
+  size_t bytes_;
   A* data_;
 };
 

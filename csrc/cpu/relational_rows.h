@@ -47,9 +47,9 @@ inline int64_t gather_columns(int64_t num_nodes, int64_t bytes_per_column, int64
 }
 
 // Whether blocks may gather from compact copies (`tables` of them each): only where all threads together stay below
-// a quarter of a node state. The values are the same either way.
+// half a node state. The values are the same either way.
 inline bool worth_compacting(const Blocks& blocks, int64_t width, int64_t tables, int threads) {
-  return blocks.count > 1 && 4 * tables * width * min64(threads, blocks.count) <= blocks.batch * blocks.dim;
+  return blocks.count > 1 && 2 * tables * width * min64(threads, blocks.count) <= blocks.batch * blocks.dim;
 }
 
 // Row ranges with about equal work, independent of the thread count.

@@ -33,10 +33,11 @@ class Op:
         # Nothing happens on the autograd keys: differentiation is the business of the Function outside.
         _LIBRARY.impl(self.name, torch.library.fallthrough_kernel, "Autograd")
         REGISTERED.append(self.name)
-        self._overload = getattr(torch.ops.innerloop, self.name).default
+        # What hot paths call: one Python frame less than calling this object.
+        self.overload = getattr(torch.ops.innerloop, self.name).default
 
     def __call__(self, *args: object) -> object:
-        return self._overload(*args)
+        return self.overload(*args)
 
     def cpu(self, fn: Callable) -> Callable:
         _LIBRARY.impl(self.name, fn, "CPU")
@@ -77,4 +78,9 @@ def wants_grad(*tensors: Tensor | None) -> bool:
     """
     if forward_ad._current_level >= 0:
         return True
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if not torch.is_grad_enabled():
+        return False
+    for t in tensors:  # noqa: SIM110  this runs on every call, and a generator costs as much as the loop
+        if t is not None and t.requires_grad:
+            return True
+    return False

@@ -89,12 +89,12 @@ def relational_spmm(
             input = input.unsqueeze(1)
             relation = relation.unsqueeze(1) if relation.dim() == 2 else relation
             boundary = boundary.unsqueeze(1) if boundary is not None else None
-        if input.device.type != "cpu":
+        if not input.is_cpu:
             out = _plain(graph, relation, input, boundary, edge_weight, sum, mul)
         elif wants_grad(input, relation, boundary, edge_weight):
             out = _RelationalSpmm.apply(csr, relation, input, boundary, edge_weight, sum_code, mul_code)
         else:
-            out = _forward(csr, relation, input, boundary, edge_weight, sum_code, mul_code)
+            out = _call(csr, relation, input, boundary, edge_weight, sum_code, mul_code)
     except (KeyError, AttributeError, TypeError, ValueError, RuntimeError):
         # Only now is it worth the time to find out what was wrong.
         _explain_bad_call(graph, sum, mul, relation, input, boundary, edge_weight)
@@ -106,6 +106,7 @@ _forward = define(
     "relational_spmm(Tensor csr, Tensor relation, Tensor input, Tensor? boundary, Tensor? edge_weight, "
     "int sum, int mul) -> Tensor"
 )
+_call = _forward.overload
 _backward = define(
     "relational_spmm_backward(Tensor grad_out, Tensor out, Tensor csr, Tensor relation, Tensor input, "
     "Tensor? boundary, Tensor? edge_weight, int sum, int mul, bool weight_grad) -> (Tensor, Tensor, Tensor, Tensor)"
@@ -175,9 +176,16 @@ def _(csr, relation, input, boundary, edge_weight, sum, mul):
     input = input.contiguous()
     out = input.new_empty(_out_shape(input, sum)) if sum == _PNA else torch.empty_like(input)
     _cpu.relational_spmm(
-        out, csr, relation.contiguous(), input, _contiguous(boundary), _contiguous(edge_weight), sum, mul,
+        out,
+        csr,
+        relation.contiguous(),
+        input,
+        boundary if boundary is None else boundary.contiguous(),
+        edge_weight if edge_weight is None else edge_weight.contiguous(),
+        sum,
+        mul,
         torch.get_num_threads(),
-    )  # fmt: skip
+    )
     return out
 
 
