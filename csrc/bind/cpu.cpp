@@ -193,6 +193,8 @@ il::NbfnetLayer layer_args(const char* op, const TensorView& csr, const TensorVi
   p.residual = residual;
   il::check_rank(weight, 2, op, "weight");
   p.out_dim = weight.shape[0];
+  IL_CHECK(p.dim >= 1 && p.out_dim >= 1, op, "weight", "shape " + il::shape_str(weight),
+           "at least one input and one output channel");
   check_shape(weight, {p.out_dim, 13 * p.dim}, op, "weight");
   IL_CHECK(!residual || p.out_dim == p.dim, op, "weight", "shape " + il::shape_str(weight),
            "as many output as input channels for the residual");
@@ -221,6 +223,8 @@ il::NbfnetLayer layer_args(const char* op, const TensorView& csr, const TensorVi
     p.norm_weight = norm_weight->data;
     p.norm_bias = norm_bias->data;
   }
+  IL_CHECK(il::same_by_degree(p.graph, scalers.data, scalers.dtype == il::DType::kFloat64), op, "scalers",
+           "different rows for nodes of one in-degree", "a function of the degree, such as innerloop.nn.pna_scalers");
   p.source = source.ptr<int64_t>();
   p.query = query.data;
   p.weight = weight.data;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cstdlib>
 #include <cstring>
+#include <stdexcept>
 #include <string>
 
 #include "core/kernels.h"
@@ -51,6 +52,10 @@ const KernelTable& kernels() {
     if (const char* want = std::getenv("INNERLOOP_CPU")) {
       for (int i = 0; i < n; ++i) {
         if (std::strcmp(tables[i]->isa, want) == 0) return tables[i];
+      }
+      if (*want != 0) {
+        throw std::invalid_argument("INNERLOOP_CPU is '" + std::string(want) + "', expected one of " +
+                                    available_isas());
       }
     }
     return tables[n - 1];

@@ -60,6 +60,19 @@ void build_csr(int32_t* out, const int64_t* src, const int64_t* dst, const int64
   }
 }
 
+bool same_by_degree(const CsrView& csr, const void* scalers, bool is_double) {
+  const size_t row = 3 * (is_double ? sizeof(double) : sizeof(float));
+  const char* rows = static_cast<const char*>(scalers);
+  std::vector<int32_t> first;  // node that showed each degree first
+  for (int64_t v = 0; v < csr.num_nodes; ++v) {
+    const size_t degree = csr.indptr[v + 1] - csr.indptr[v];
+    if (degree >= first.size()) first.resize(degree + 1, -1);
+    if (first[degree] < 0) first[degree] = static_cast<int32_t>(v);
+    if (std::memcmp(rows + first[degree] * row, rows + v * row, row) != 0) return false;
+  }
+  return true;
+}
+
 void drop_edges(int32_t* out, const CsrView& csr, const uint8_t* drop, int64_t kept) {
   std::vector<int32_t> renumber(csr.num_edges);
   int32_t next = 0;

@@ -29,6 +29,9 @@ int64_t first_out_of_range(const int64_t* ids, int64_t n, int64_t limit);
 void build_csr(int32_t* out, const int64_t* src, const int64_t* dst, const int64_t* rel, int64_t num_edges,
                int64_t num_nodes, int64_t num_relations);
 
+// Whether `scalers` [V, 3] (float or double) has equal rows for nodes of equal in-degree.
+bool same_by_degree(const CsrView& csr, const void* scalers, bool is_double);
+
 // Removes edges with drop[eid] != 0 and renumbers eid to the remaining list. `out` has room for `kept` edges.
 void drop_edges(int32_t* out, const CsrView& csr, const uint8_t* drop, int64_t kept);
 

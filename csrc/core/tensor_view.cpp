@@ -97,9 +97,11 @@ TensorView from_capsule(py::handle obj, const char* op, const char* arg) {
 
 bool TensorView::contiguous() const {
   if (strides == nullptr) return true;
+  for (int i = 0; i < ndim; ++i) {
+    if (shape[i] == 0) return true;  // torch leaves any strides on an empty tensor
+  }
   int64_t expect = 1;
   for (int i = ndim - 1; i >= 0; --i) {
-    if (shape[i] == 0) return true;
     if (shape[i] != 1 && strides[i] != expect) return false;
     expect *= shape[i];
   }

@@ -281,7 +281,7 @@ void epilogue_backward(const NbfnetLayer& p, const A* y, const A* grad_out, A* g
 template <class A>
 void backward_block(const NbfnetLayerBackward& args, const RelationalSpmm& s, Block block, const Groups& groups,
                     const Weights<A>& weights, const A* own_transposed, const ParameterGrads<A>& grads,
-                    A* shared_relation_grad, bool compact) {
+                    A* shared_relation_grad, bool compact, bool clear) {
   const NbfnetLayer& p = args.forward;
   const int64_t d = p.dim, D = p.out_dim, V = p.graph.num_nodes, w = block.width, queries = w / d;
   const int64_t table = kStatistics * d * D, wide = kGroup * w;
@@ -311,7 +311,8 @@ void backward_block(const NbfnetLayerBackward& args, const RelationalSpmm& s, Bl
   }
   A* grad_relation = p.shared ? shared_relation_grad : static_cast<A*>(args.grad_relation) + walk.first_column;
   for (int64_t v = 0; v < V; ++v) fill(grad_input + v * walk.grad_stride, w, A(0));
-  for (int64_t r = 0; r < p.num_relations; ++r) fill(grad_relation + r * walk.rel_stride, p.shared ? d : w, A(0));
+  for (int64_t r = 0; clear && r < p.num_relations; ++r)
+    fill(grad_relation + r * walk.rel_stride, p.shared ? d : w, A(0));
   fill(grads.own, ParameterGrads<A>::size(d, D), A(0));
   fill(combined_grad, table, A(0));
 
@@ -395,18 +396,23 @@ void backward(const NbfnetLayerBackward& args) {
   Scratch<A> own_transposed(d * D);
   transpose(weights.own.data(), d, D, own_transposed.get());
   const Groups groups(p.graph);
-  const bool compact = worth_compacting(blocks, blocks[0].width, 2, p.threads);
   const int64_t table = p.num_relations * d, parameters = ParameterGrads<A>::size(d, D);
-  Scratch<A> relation_parts(p.shared ? blocks.count * table : 0);
+  // Where one partial table for each block would outgrow the node states (R close to E), the blocks add into one
+  // table in turn instead.
+  const bool one_table = p.shared && 4 * blocks.count * table > p.graph.num_nodes * p.batch * d;
+  const int64_t parts = one_table ? 1 : blocks.count;
+  const int threads = one_table ? 1 : p.threads;
+  const bool compact = worth_compacting(blocks, blocks[0].width, 2, threads);
+  Scratch<A> relation_parts(p.shared ? parts * table : 0);
   Scratch<A> parameter_parts((blocks.count + 1) * parameters);
   const bool small = (p.graph.num_edges + V) * p.batch * d < 4096;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(p.threads) if (!small && p.threads > 1)
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (!small && threads > 1)
   for (int64_t i = 0; i < blocks.count; ++i) {
     backward_block<A>(args, s, blocks[i], groups, weights, own_transposed.get(),
                       ParameterGrads<A>(parameter_parts.get() + i * parameters, d, D),
-                      p.shared ? relation_parts.get() + i * table : nullptr, compact);
+                      p.shared ? relation_parts.get() + (i % parts) * table : nullptr, compact, i == 0 || !one_table);
   }
-  if (p.shared) reduce_parts(relation_parts.get(), blocks.count, table, static_cast<A*>(args.grad_relation));
+  if (p.shared) reduce_parts(relation_parts.get(), parts, table, static_cast<A*>(args.grad_relation));
   A* total = parameter_parts.get() + blocks.count * parameters;
   reduce_parts(parameter_parts.get(), blocks.count, parameters, total);
   const ParameterGrads<A> g(total, d, D);

@@ -215,7 +215,7 @@ void renormalise(const Walk<T>& walk, int64_t v, const RowGrads<A>& row, A* tota
 }
 
 template <class T, class A>
-void backward_block(const RelationalSpmmBackward& args, Block block, bool compact, A* shared_relation_grad,
+void backward_block(const RelationalSpmmBackward& args, Block block, bool compact, bool clear, A* shared_relation_grad,
                     A* weight_grad) {
   const RelationalSpmm& p = args.forward;
   const int64_t w = block.width;
@@ -239,7 +239,7 @@ void backward_block(const RelationalSpmmBackward& args, Block block, bool compac
     grad_input = copy_grad.get();
   }
   for (int64_t v = 0; v < p.graph.num_nodes; ++v) fill(grad_input + v * walk.grad_stride, w, A(0));
-  for (int64_t r = 0; r < p.num_relations; ++r) {
+  for (int64_t r = 0; clear && r < p.num_relations; ++r) {
     fill(grad_relation + r * walk.rel_stride, p.shared ? p.dim : w, A(0));
   }
   for (int64_t v = 0; v < p.graph.num_nodes; ++v) {
@@ -263,17 +263,23 @@ void backward(const RelationalSpmmBackward& args) {
   using A = typename AccOf<T>::type;
   const RelationalSpmm& p = args.forward;
   const Blocks blocks(p.batch, p.dim, gather_columns(p.graph.num_nodes, sizeof(T) + sizeof(A), p.dim));
-  const bool compact = worth_compacting(blocks, blocks[0].width, 2, p.threads);
   const int64_t table = p.num_relations * p.dim;
-  Scratch<A> relation_parts(p.shared ? blocks.count * table : 0);
+  // Where one partial table for each block would outgrow the node states (R close to E), the blocks add into one
+  // table in turn instead.
+  const bool one_table = p.shared && 4 * blocks.count * table > p.graph.num_nodes * p.batch * p.dim;
+  const int64_t parts = one_table ? 1 : blocks.count;
+  const int threads = one_table ? 1 : p.threads;
+  const bool compact = worth_compacting(blocks, blocks[0].width, 2, threads);
+  Scratch<A> relation_parts(p.shared ? parts * table : 0);
   Scratch<A> weight_parts(args.grad_weight != nullptr ? blocks.count * p.graph.num_edges : 0);
   const bool small = (p.graph.num_edges + p.graph.num_nodes) * p.batch * p.dim < 32768;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(p.threads) if (!small && p.threads > 1)
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (!small && threads > 1)
   for (int64_t i = 0; i < blocks.count; ++i) {
-    backward_block<T, A>(args, blocks[i], compact, p.shared ? relation_parts.get() + i * table : nullptr,
+    backward_block<T, A>(args, blocks[i], compact, i == 0 || !one_table,
+                         p.shared ? relation_parts.get() + (i % parts) * table : nullptr,
                          args.grad_weight != nullptr ? weight_parts.get() + i * p.graph.num_edges : nullptr);
   }
-  if (p.shared) reduce_parts(relation_parts.get(), blocks.count, table, static_cast<A*>(args.grad_relation));
+  if (p.shared) reduce_parts(relation_parts.get(), parts, table, static_cast<A*>(args.grad_relation));
   if (args.grad_weight != nullptr) {
     reduce_parts(weight_parts.get(), blocks.count, p.graph.num_edges, static_cast<A*>(args.grad_weight));
   }

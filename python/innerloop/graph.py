@@ -203,7 +203,7 @@ class RelGraph:
                     f"RelGraph.drop: edges has shape {tuple(edges.shape)}, expected a mask of shape "
                     f"({self.num_edges},) or integer positions"
                 )
-            return edges.to(self.device).contiguous()
+            return edges.to(self.device).clone()  # kept until edge_index is asked for; the caller's may change
         _check_ids("edges", edges, "RelGraph.drop")
         edges = edges.to(device=self.device, dtype=torch.int64).flatten()
         bad = (edges < 0) | (edges >= self.num_edges)
@@ -259,7 +259,9 @@ def _check_ids(name: str, ids: Tensor, op: str = "RelGraph") -> None:
 
 def _count(name: str, given: int | None, ids: Tensor) -> int:
     if given is None:
-        return int(ids.max()) + 1 if ids.numel() else 0
+        if ids.numel() and int(ids.min()) < 0:
+            raise IndexError(f"RelGraph: ids for {name} start at {int(ids.min())}, expected none below 0")
+        given = int(ids.max()) + 1 if ids.numel() else 0
     if isinstance(given, bool) or not isinstance(given, int):
         raise TypeError(f"RelGraph: {name} is {type(given).__name__}, expected int")
     if not 0 <= given < 2**31:

@@ -28,10 +28,12 @@ def pna_scalers(graph: RelGraph, dtype: torch.dtype = torch.float32) -> Tensor:
     s = log(deg + 1) / mean over nodes of log(deg + 1), deg the in-degree in the given (edge-dropped) graph. On a
     graph without edges, where the official code divides 0 by 0, s = 0.
     """
-    log_degree = (graph.in_degree.to(dtype) + 1).log()
+    # Half types would round large degrees, or overflow: cast last.
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    log_degree = (graph.in_degree.to(wide) + 1).log()
     mean = log_degree.mean() if graph.num_nodes else log_degree.sum()
     s = log_degree / torch.where(mean > 0, mean, torch.ones_like(mean))
-    return torch.stack([torch.ones_like(s), s, 1 / s.clamp(min=0.01)], dim=-1)
+    return torch.stack([torch.ones_like(s), s, 1 / s.clamp(min=0.01)], dim=-1).to(dtype)
 
 
 class GeneralizedRelationalConv(nn.Module):

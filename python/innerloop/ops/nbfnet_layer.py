@@ -11,6 +11,7 @@ from .. import _cpu
 from ..graph import RelGraph
 from ._registry import define, wants_grad
 from .relational_spmm import _MUL_NAMES, MULS, Mul, loop_over_batch, relational_spmm
+from .relational_spmm import _check as check_relational_spmm
 
 __all__ = ["combine_pna", "nbfnet_layer"]
 
@@ -68,7 +69,9 @@ def nbfnet_layer(
         raise ValueError(f"nbfnet_layer: mul is {mul!r}, expected one of {', '.join(_MUL_NAMES)}")
     if graph.edge_weight is not None:
         raise ValueError("nbfnet_layer: graph has edge weights, expected none; use relational_spmm")
-    if input.device.type != "cpu":
+    if scalers.requires_grad:
+        raise ValueError("nbfnet_layer: scalers requires grad, expected constants")
+    if input.device.type not in ("cpu", "meta"):
         return _compose(
             graph,
             relation,
@@ -123,8 +126,33 @@ def _(*args):
     return out, pre
 
 
+def _check(csr, relation, input, source, query, weight, bias, norm_weight, norm_bias, scalers):
+    """The checks that bind/cpu.cpp makes on values, from shapes, dtypes and devices alone."""
+    check_relational_spmm(csr, relation, input, None, None, MULS["mul"])
+    _, batch, dim = input.shape
+    out = weight.shape[0]
+    for name, t, shape in (
+        ("query", query, (batch, dim)),
+        ("weight", weight, (out, 13 * dim)),
+        ("bias", bias, (out,)),
+        ("norm_weight", norm_weight, (out,)),
+        ("norm_bias", norm_bias, (out,)),
+        ("scalers", scalers, (input.shape[0], 3)),
+        ("source", source, (batch,)),
+    ):
+        if t is None:
+            continue
+        if tuple(t.shape) != tuple(shape):
+            raise ValueError(f"nbfnet_layer: {name} has shape {tuple(t.shape)}, expected {tuple(shape)}")
+        if t.device != input.device:
+            raise ValueError(f"nbfnet_layer: {name} is on {t.device}, expected {input.device} like input")
+        if t.dtype != (torch.int64 if name == "source" else input.dtype):
+            raise ValueError(f"nbfnet_layer: {name} has dtype {t.dtype}, which does not go with {input.dtype} input")
+
+
 @_forward.fake
 def _(*args):
+    _check(*args[:10])
     input, weight = args[2], args[5]
     out = input.new_empty(*input.shape[:2], weight.shape[0])
     return out, torch.empty_like(out)
@@ -138,13 +166,14 @@ def _(grad_out, pre, *args):
         None if args[k] is None else g for k, g in zip(_DIFFERENTIABLE, grads, strict=True)
     )
     _cpu.nbfnet_layer_backward(
-        grad_input, grad_relation, *others, grad_out.contiguous(), pre, *args, torch.get_num_threads()
+        grad_input, grad_relation, *others, grad_out.contiguous(), pre.contiguous(), *args, torch.get_num_threads()
     )
     return grads
 
 
 @_backward.fake
 def _(grad_out, pre, *args):
+    _check(*args[:10])
     return _empty_grads(*args)
 
 
@@ -166,7 +195,7 @@ def combine_pna(input: Tensor, features: Tensor, weight: Tensor, bias: Tensor | 
     # (out, channel, statistic, scaler) -> (scaler, out, statistic, channel), the order the op writes.
     rest = rest.view(out_dim, d, 4, 3).permute(3, 0, 2, 1).reshape(3 * out_dim, 4 * d)
     plain, scaled, attenuated = F.linear(features.flatten(-2), rest).chunk(3, dim=-1)
-    hidden = F.linear(input, own, bias) + plain
+    hidden = torch.addcmul(F.linear(input, own, bias), plain, scalers[:, 0, None, None])
     hidden = torch.addcmul(hidden, scaled, scalers[:, 1, None, None])
     return torch.addcmul(hidden, attenuated, scalers[:, 2, None, None])
 

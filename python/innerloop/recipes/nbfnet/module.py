@@ -107,6 +107,9 @@ class NBFNetTask(LightningModule):
     def on_train_epoch_start(self) -> None:
         self._loss_sum.zero_()
         self._num_steps, self._seconds = 0, 0.0
+        self._plan_validation()
+
+    def _plan_validation(self) -> None:
         # The last epoch is validated even if it ends a shorter round than the others.
         every = math.ceil(self.config.epochs / 10)
         last = self.current_epoch == self.config.epochs - 1
@@ -114,6 +117,7 @@ class NBFNetTask(LightningModule):
 
     def on_train_start(self) -> None:
         self._clock = time.perf_counter()
+        self._plan_validation()  # resumed inside an epoch, its start is not seen again
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         now = time.perf_counter()
