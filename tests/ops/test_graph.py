@@ -176,3 +176,21 @@ def test_drop_error_texts(what):
     with pytest.raises(error) as caught:
         RelGraph(index, kind, 3, 2).drop(edges)
     assert_names(str(caught.value), words)
+
+
+def test_drop_keeps_no_tie_to_the_callers_mask():
+    graph = random_graph()
+    mask = torch.zeros(graph.num_edges, dtype=torch.bool)
+    mask[:7] = True
+    dropped = graph.drop(mask)
+    mask.zero_()
+    assert torch.equal(dropped.edge_index, graph.edge_index[:, 7:])
+
+
+@pytest.mark.parametrize(
+    ("ids", "error"),
+    [([-9, 1], IndexError), ([0, 2**45], ValueError)],
+)
+def test_default_counts_are_checked(ids, error):
+    with pytest.raises(error, match="RelGraph"):
+        RelGraph(torch.tensor([ids, [0, 0]]), torch.tensor([0, 0]))

@@ -209,6 +209,69 @@ def test_degenerate_sizes(sizes):
         assert grad.isfinite().all()
 
 
+@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize("per_query", [True, False])
+def test_column_blocks_gathered_from_copies(per_query, threads):
+    """Shapes of real training: many queries, so that blocks are copied, and groups of one degree."""
+    layer = make_layer(120, 2500, 5, 64, 32, per_query=per_query)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert_close(layer.op(), layer.reference(), op="nbfnet_layer")
+        grads = gradients(Layer.op, layer)
+    finally:
+        torch.set_num_threads(before)
+    for name, expected in gradients(Layer.reference, layer).items():
+        assert_close(grads[name], expected, op="nbfnet_layer")
+
+
+def test_one_relation_table_when_relations_are_many():
+    """R close to E: the blocks add into one shared table in turn."""
+    layer = make_layer(9, 300, 300, 64, 32, per_query=False)
+    expected = gradients(Layer.reference, layer)
+    for name, grad in gradients(Layer.op, layer).items():
+        assert_close(grad, expected[name], op="nbfnet_layer")
+
+
+@pytest.mark.parametrize("argument", ["bias", "query", "scalers"])
+def test_meta_tensors_are_refused(argument):
+    layer = make_layer()
+    if argument == "scalers":
+        layer = replace(layer, scalers=layer.scalers.to("meta"))
+    else:
+        layer = replace(layer, floats={**layer.floats, argument: layer.floats[argument].to("meta")})
+    with pytest.raises(ValueError, match=f"{argument} is on meta"):
+        layer.op()
+
+
+def test_scalers_must_follow_the_degree():
+    layer = make_layer()
+    node = int(layer.graph.in_degree.mode().indices)
+    scalers = layer.scalers.clone()
+    scalers[node, 1] += 1
+    with pytest.raises(ValueError, match="scalers has different rows"):
+        replace(layer, scalers=scalers).op()
+
+
+def test_no_channels_are_refused():
+    graph = make_layer(3, 2, 1, 2, 2).graph
+    one = torch.ones(2)
+    with pytest.raises(ValueError, match="at least one input and one output channel"):
+        innerloop.nbfnet_layer(
+            graph,
+            torch.ones(1, 0),
+            torch.ones(3, 2, 0),
+            torch.zeros(2, dtype=torch.int64),
+            torch.ones(2, 0),
+            torch.ones(2, 0),
+            one,
+            None,
+            None,
+            torch.ones(3, 3),
+            residual=False,
+        )
+
+
 def test_same_bits_in_every_run_and_for_every_thread_count():
     layer = make_layer(97, 1500, 5, 7, 32, dtype=torch.float32)
     before = torch.get_num_threads()

@@ -114,6 +114,31 @@ def test_error_texts(what):
     assert not [word for word in ["relational_spmm", *words.split()] if word not in text], text
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("sum", ["sum", "max", "pna", "logsumexp"])
+@pytest.mark.parametrize("relations", [5, 2500])
+def test_column_blocks_gathered_from_copies(relations, sum, threads, device):
+    """Many queries, many rows: blocks are copied, rows are cut into ranges; many relations: one shared table."""
+    case = make_case(V=120, E=2500, R=relations, B=64, d=32, dtype=torch.float64, device=device, per_query=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        out, grads = case.op(sum, "mul"), gradients(lambda c: c.op(sum, "mul"), case)
+    finally:
+        torch.set_num_threads(before)
+    assert_close(out, case.reference(sum, "mul"), op="relational_spmm")
+    for name, expected in gradients(lambda c: c.reference(sum, "mul"), case).items():
+        assert_close(grads[name], expected, op="relational_spmm")
+
+
+def test_backward_of_an_empty_batch(device):
+    """torch hands an expanded gradient with zero strides to an empty output."""
+    case = make_case(B=0, device=device)
+    input = case.input.requires_grad_()
+    innerloop.relational_spmm(case.graph, case.relation, input).sum().backward()
+    assert input.grad.shape == input.shape
+
+
 @pytest.mark.parametrize(("sum", "mul"), PAIRS)
 def test_same_bits_in_every_run_and_for_every_thread_count(sum, mul, device):
     case = make_case(V=97, E=1500, R=5, B=3, d=34, dtype=torch.float32, device=device)
