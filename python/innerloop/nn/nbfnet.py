@@ -164,7 +164,9 @@ class GeneralizedRelationalConv(nn.Module):
 class NBFNet(nn.Module):
     """Neural Bellman-Ford Network for link prediction on a knowledge graph.
 
-    Runs `num_layers` Bellman-Ford layers from the source of each query and scores targets with an MLP.
+    Runs `num_layers` Bellman-Ford layers from the source of each query and scores targets with an MLP. With PNA and
+    without edge weights each layer is one op, `nbfnet_layer`, reached through `GeneralizedRelationalConv.fused`: module
+    hooks on the layers do not run then.
 
     Args:
         num_relations: R, relations before inverses are added; the graph given to `forward` has 2R
