@@ -28,7 +28,7 @@ class Layer:
 
     def map(self, f) -> "Layer":
         floats = {name: None if x is None else f(x) for name, x in self.floats.items()}
-        return replace(self, floats=floats, scalers=self.scalers.to(floats["input"].dtype))
+        return replace(self, floats=floats, scalers=self.scalers.to(floats["query"].dtype))
 
     def arguments(self) -> tuple:
         relation, input, *rest = (self.floats[name] for name in FLOATS)
@@ -54,13 +54,14 @@ def make_layer(
     device="cpu",
     per_query=True,
     norm=True,
+    first=False,
     **options,
 ) -> Layer:
-    """A random layer; D=None is D = d with the residual. The last node has no in-edge."""
+    """A random layer; D=None is D = d with the residual. The last node has no in-edge. `first`: without input."""
     case = make_case(V, E, R, B, d, dtype=dtype, device=device, per_query=per_query, isolated=V > 1)
     log_degree = (case.graph.in_degree.double() + 1).log()
     s = log_degree / log_degree.mean() if E else log_degree
-    width = D or d
+    width = d if D is None else D
 
     def normal(*shape):
         return torch.randn(shape, dtype=torch.float64).to(device, dtype)
@@ -70,7 +71,7 @@ def make_layer(
         torch.randint(0, V, (B,), device=device),
         {
             "relation": case.relation,
-            "input": case.input,
+            "input": None if first else case.input,
             "query": normal(B, d),
             "weight": normal(width, 13 * d) / 6,
             "bias": normal(width),

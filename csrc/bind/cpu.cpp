@@ -168,6 +168,26 @@ void relational_spmm_backward(py::handle grad_input, py::handle grad_relation, p
   il::kernels().relational_spmm_backward(p);
 }
 
+// The input of nbfnet_layer: for None (the first layer) a view without data, of the shape that the others imply.
+struct LayerInput {
+  int64_t shape[3];
+  TensorView view;
+  LayerInput(py::handle obj, const TensorView& csr, const TensorView& query, const char* op) {
+    if (!obj.is_none()) {
+      view = il::cpu_view(obj, op, "input");
+      return;
+    }
+    il::check_rank(query, 2, op, "query");
+    shape[0] = csr_view(csr, op).num_nodes;
+    shape[1] = query.shape[0];
+    shape[2] = query.shape[1];
+    view.ndim = 3;
+    view.shape = shape;
+    view.dtype = query.dtype;
+  }
+  LayerInput(const LayerInput&) = delete;
+};
+
 // Fills what forward and backward share of nbfnet_layer.
 il::NbfnetLayer layer_args(const char* op, const TensorView& csr, const TensorView& relation, const TensorView& input,
                            const TensorView& source, const TensorView& query, const TensorView& weight,
@@ -239,10 +259,11 @@ void nbfnet_layer(py::handle out, py::handle pre, py::handle csr, py::handle rel
                   int threads) {
   const char* op = "nbfnet_layer";
   TensorView o = il::cpu_view(out, op, "out"), y = il::cpu_view(pre, op, "pre"), g = il::cpu_view(csr, op, "csr"),
-             r = il::cpu_view(relation, op, "relation"), x = il::cpu_view(input, op, "input"),
-             s = il::cpu_view(source, op, "source"), q = il::cpu_view(query, op, "query"),
-             w = il::cpu_view(weight, op, "weight"), b = il::cpu_view(bias, op, "bias"),
-             sc = il::cpu_view(scalers, op, "scalers");
+             r = il::cpu_view(relation, op, "relation"), s = il::cpu_view(source, op, "source"),
+             q = il::cpu_view(query, op, "query"), w = il::cpu_view(weight, op, "weight"),
+             b = il::cpu_view(bias, op, "bias"), sc = il::cpu_view(scalers, op, "scalers");
+  const LayerInput layer_input(input, g, q, op);
+  const TensorView& x = layer_input.view;
   Optional nw(norm_weight, op, "norm_weight"), nb(norm_bias, op, "norm_bias");
   il::NbfnetLayer p = layer_args(op, g, r, x, s, q, w, b, nw.get(), nb.get(), sc, eps, mul, relu, residual, threads);
   for (const auto& [t, name] : {std::pair<const TensorView*, const char*>{&o, "out"}, {&y, "pre"}}) {
@@ -263,10 +284,12 @@ void nbfnet_layer_backward(py::handle grad_input, py::handle grad_relation, py::
                            py::handle scalers, double eps, int mul, bool relu, bool residual, int threads) {
   const char* op = "nbfnet_layer_backward";
   TensorView g = il::cpu_view(csr, op, "csr"), r = il::cpu_view(relation, op, "relation"),
-             x = il::cpu_view(input, op, "input"), s = il::cpu_view(source, op, "source"),
-             q = il::cpu_view(query, op, "query"), w = il::cpu_view(weight, op, "weight"),
-             b = il::cpu_view(bias, op, "bias"), sc = il::cpu_view(scalers, op, "scalers"),
-             y = il::cpu_view(pre, op, "pre"), go = il::cpu_view(grad_out, op, "grad_out");
+             s = il::cpu_view(source, op, "source"), q = il::cpu_view(query, op, "query"),
+             w = il::cpu_view(weight, op, "weight"), b = il::cpu_view(bias, op, "bias"),
+             sc = il::cpu_view(scalers, op, "scalers"), y = il::cpu_view(pre, op, "pre"),
+             go = il::cpu_view(grad_out, op, "grad_out");
+  const LayerInput layer_input(input, g, q, op);
+  const TensorView& x = layer_input.view;
   Optional nw(norm_weight, op, "norm_weight"), nb(norm_bias, op, "norm_bias");
   il::NbfnetLayerBackward p{};
   p.forward = layer_args(op, g, r, x, s, q, w, b, nw.get(), nb.get(), sc, eps, mul, relu, residual, threads);
@@ -279,7 +302,7 @@ void nbfnet_layer_backward(py::handle grad_input, py::handle grad_relation, py::
     IL_CHECK(same, op, name, "shape " + il::shape_str(t), "shape " + il::shape_str(of));
     return t.data;
   };
-  p.grad_input = like(grad_input, x, "grad_input");
+  if (!input.is_none()) p.grad_input = like(grad_input, x, "grad_input");
   p.grad_relation = like(grad_relation, r, "grad_relation");
   p.grad_query = like(grad_query, q, "grad_query");
   p.grad_weight = like(grad_weight, w, "grad_weight");

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Small dense product for operands that are already in L1: C[m][n] (+)= sum_k A(m, k) B[k][n].
-// A has any two strides (so a transposed operand needs no copy), B and C are row-major. Register tile: 4 rows by
-// two vectors, 8 accumulators, which covers the latency of the fused multiply-add.
+// A has any two strides (so a transposed operand needs no copy), B and C are row-major. Register tile: 6 rows by
+// two vectors. 12 accumulators cover the latency of the fused multiply-add and leave it, not the loads, as the limit.
 #pragma once
 
 #include "core/simd.h"
@@ -57,7 +57,8 @@ template <class A>
 void gemm(const Operand<A>& a, const A* b, int64_t ldb, A* c, int64_t ldc, int64_t M, int64_t N, int64_t K,
           bool accumulate) {
   int64_t m = 0;
-  for (; m + 4 <= M; m += 4) gemm_rows<4>(a, m, b, ldb, c, ldc, N, K, accumulate);
+  for (; m + 6 <= M; m += 6) gemm_rows<6>(a, m, b, ldb, c, ldc, N, K, accumulate);
+  for (; m + 2 <= M; m += 2) gemm_rows<2>(a, m, b, ldb, c, ldc, N, K, accumulate);
   for (; m < M; ++m) gemm_rows<1>(a, m, b, ldb, c, ldc, N, K, accumulate);
 }
 

@@ -81,6 +81,20 @@ IL_INLINE Lanes<double>::type fma_of(Lanes<double>::type a, Lanes<double>::type 
 }
 #endif
 
+// Sum of a vector's lanes by halves: log2(lanes) steps.
+template <class A, class V>
+IL_INLINE A sum_lanes(const V& v) {
+  constexpr size_t N = sizeof(V) / sizeof(A);
+  if constexpr (N == 2) {
+    return v[0] + v[1];
+  } else {
+    typedef A Half __attribute__((vector_size(sizeof(V) / 2)));
+    Half halves[2];
+    std::memcpy(halves, &v, sizeof(V));
+    return sum_lanes<A>(Half(halves[0] + halves[1]));
+  }
+}
+
 // sum over j of term(lane, j), in a fixed order for each set.
 template <class A, class F>
 IL_INLINE A sum_of(int64_t n, F&& term) {
@@ -89,7 +103,7 @@ IL_INLINE A sum_of(int64_t n, F&& term) {
   A total = A(0);
   int64_t j = 0;
   for (; j + Lanes<A>::count <= n; j += Lanes<A>::count) wide += term(V{}, j);
-  for (int64_t k = 0; k < Lanes<A>::count; ++k) total += wide[k];
+  total += sum_lanes<A>(wide);
   for (; j < n; ++j) total += term(A{}, j);
   return total;
 }

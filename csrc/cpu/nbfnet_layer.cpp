@@ -10,6 +10,9 @@
 // the gather to the store. Backward makes the features again from `input` (memory: `input` and `pre` of each layer)
 // and keeps everything else in L1 as well; per node state U it reads input, pre and grad_out and writes grad_input.
 //
+// In the first layer the input is the boundary: nearly every row sees zero messages only. Such a row has the value of
+// its degree, which is stored without a gather or a product; see `reached`.
+//
 // Parallel over blocks of queries (and row ranges in forward). Parameter gradients are kept per block and reduced in
 // block order: the bits do not depend on the threads.
 #include "cpu/nbfnet_layer.h"
@@ -116,6 +119,59 @@ void transpose(const A* from, int64_t rows, int64_t cols, A* to) {
   }
 }
 
+// Whether a zero input gives a zero message for every relation: not where a relation is not finite.
+template <class A>
+bool keeps_zero(const NbfnetLayer& p) {
+  if (p.mul != Mul::kMul && p.mul != Mul::kRotate) return false;
+  const A* relation = static_cast<const A*>(p.relation);
+  const int64_t n = p.num_relations * p.dim * (p.shared ? 1 : p.batch);
+  return sum_of<A>(n, [&](auto lane, int64_t j) {
+           auto r = load<decltype(lane)>(relation + j);
+           return r - r;
+         }) == A(0);
+}
+
+// For the first layer: marks the sources of a block and the nodes they send a message to. Every other row of the block
+// has zero input and zero messages, and no query learns from it.
+void mark_reached(const NbfnetLayer& p, Block block, uint8_t* reached) {
+  constexpr uint8_t kSource = 2, kReceiver = 1;
+  fill(reached, p.graph.num_nodes, uint8_t(0));
+  for (int64_t q = 0; q < block.width / p.dim; ++q) reached[p.source[block.query + q]] = kSource;
+  for (int64_t v = 0; v < p.graph.num_nodes; ++v) {
+    for (int32_t e = p.graph.indptr[v]; e < p.graph.indptr[v + 1]; ++e) {
+      if (reached[p.graph.src[e]] & kSource) {
+        reached[v] |= kReceiver;
+        break;
+      }
+    }
+  }
+}
+
+// The input of the first layer, [V, width] in `copy`.
+template <class A>
+void use_boundary(const NbfnetLayer& p, Walk<A>& walk, A* copy) {
+  const int64_t w = walk.width, d = p.dim;
+  fill(copy, p.graph.num_nodes * w, A(0));
+  for (int64_t q = 0; q < w / d; ++q) {
+    const int64_t query = walk.block.query + q;
+    std::memcpy(copy + p.source[query] * w + q * d, static_cast<const A*>(p.query) + query * d, d * sizeof(A));
+  }
+  walk.x = copy;
+  walk.x_stride = w;
+}
+
+// `pre` of a row that is not reached: only the constant std of its messages contributes.
+template <class A>
+void unreached_pre(const NbfnetLayer& p, const A* combined, A* y) {
+  const A std = root(A(kMinVariance));
+  const A zero = A(0);
+  std::memcpy(y, p.bias, p.out_dim * sizeof(A));
+  for (int t = 0; t < kStatistics; ++t) {
+    gemm<A>({t == kStatistics - 1 ? &std : &zero, 0, 0}, combined + t * p.dim * p.out_dim, p.out_dim, y, p.out_dim, 1,
+            p.out_dim, p.dim, true);
+  }
+}
+
 // The boundary of row v: the query of every column whose source is v, zero elsewhere.
 template <class A>
 void boundary_row(const NbfnetLayer& p, Block block, int64_t v, A* out) {
@@ -174,34 +230,62 @@ void forward(const NbfnetLayer& p) {
   const Blocks blocks(p.batch, d, layer_columns(p, sizeof(A)));
   const Weights<A> weights(p);
   const Groups groups(p.graph);
+  const bool first_layer = p.input == nullptr, skip = first_layer && keeps_zero<A>(p);
   // Rows do not see each other, so the cut may depend on the threads.
-  const bool compact = blocks.count >= p.threads && worth_compacting(blocks, blocks[0].width, 1, p.threads);
+  const bool compact =
+      first_layer || (blocks.count >= p.threads && worth_compacting(blocks, blocks[0].width, 1, p.threads));
   const int64_t chunks = compact ? 1 : min64(max64(groups.count / 16, 1), 64);
   const bool small = (p.graph.num_edges + V) * p.batch * d < 4096;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(p.threads) if (!small && p.threads > 1)
   for (int64_t task = 0; task < blocks.count * chunks; ++task) {
     const Block block = blocks[task % blocks.count];
     const int64_t w = block.width, queries = w / d;
-    Scratch<A> scratch(w * (2 + kUnroll + 5 * kGroup) + kGroup * queries * D + kStatistics * d * D);
+    Scratch<A> scratch(w * (2 + kUnroll + 5 * kGroup) + kGroup * queries * D + kStatistics * d * D + d + 2 * D);
     A* a = scratch.get();
     A* boundary = a;
     Walk<A> walk(s, block, a + 2 * w);
     Scratch<A> copy(compact ? V * w : 0);
-    if (compact) walk.use_compact(copy.get());
+    Scratch<uint8_t> reached(skip ? V : 0);
+    if (first_layer) {
+      use_boundary(p, walk, copy.get());
+    } else if (compact) {
+      walk.use_compact(copy.get());
+    }
+    if (skip) mark_reached(p, block, reached.get());
     const RowBuffers<A> b = {a + (2 + kUnroll) * w, a + (2 + kUnroll + kGroup) * w, a + (2 + kUnroll + 2 * kGroup) * w,
                              a + (2 + kUnroll + 3 * kGroup) * w, a + w};
     A* input = a + (2 + kUnroll + 4 * kGroup) * w;
     A* y = input + kGroup * w;
     A* combined = y + kGroup * queries * D;
+    A* zeros = combined + kStatistics * d * D;
+    A* unreached_y = zeros + d;
+    A* unreached_out = unreached_y + D;
+    fill(zeros, d, A(0));
     const A* statistics[kStatistics] = {b.s, b.hi, b.lo, b.q};
     int64_t combined_degree = -1;
     // Groups are dealt out like cards: the large degrees, which come last in the order, are shared by all tasks.
     for (int64_t i = task / blocks.count; i < groups.count; i += chunks) {
-      const int32_t* nodes = groups.nodes(i);
-      const int64_t size = groups.size(i);
+      int32_t nodes[kGroup];
+      std::memcpy(nodes, groups.nodes(i), groups.size(i) * sizeof(int32_t));
       if (degree(p.graph, nodes[0]) != combined_degree) {
         combined_degree = degree(p.graph, nodes[0]);
         weights.combine(static_cast<const A*>(p.scalers) + kScalers * nodes[0], combined);
+        if (skip) {
+          unreached_pre(p, combined, unreached_y);
+          epilogue(p, unreached_y, zeros, unreached_out);
+        }
+      }
+      int64_t size = 0;
+      for (int64_t k = 0; k < groups.size(i); ++k) {
+        if (!skip || reached.data()[nodes[k]]) {
+          nodes[size++] = nodes[k];
+          continue;
+        }
+        const int64_t at = (nodes[k] * p.batch + block.query) * D;
+        for (int64_t q = 0; q < queries; ++q) {
+          std::memcpy(static_cast<A*>(p.pre) + at + q * D, unreached_y, D * sizeof(A));
+          std::memcpy(static_cast<A*>(p.out) + at + q * D, unreached_out, D * sizeof(A));
+        }
       }
       for (int64_t k = 0; k < size; ++k) {
         boundary_row(p, block, nodes[k], boundary);
@@ -281,11 +365,11 @@ void epilogue_backward(const NbfnetLayer& p, const A* y, const A* grad_out, A* g
 template <class A>
 void backward_block(const NbfnetLayerBackward& args, const RelationalSpmm& s, Block block, const Groups& groups,
                     const Weights<A>& weights, const A* own_transposed, const ParameterGrads<A>& grads,
-                    A* shared_relation_grad, bool compact, bool clear) {
+                    A* shared_relation_grad, bool compact, bool clear, bool skip) {
   const NbfnetLayer& p = args.forward;
   const int64_t d = p.dim, D = p.out_dim, V = p.graph.num_nodes, w = block.width, queries = w / d;
   const int64_t table = kStatistics * d * D, wide = kGroup * w;
-  Scratch<A> scratch(w * (2 + kUnroll) + 11 * wide + kGroup * queries * D + 3 * table);
+  Scratch<A> scratch(w * (2 + kUnroll) + 11 * wide + kGroup * queries * D + 3 * table + 3 * D);
   A* a = scratch.get();
   A* gm = a;  // also the shift of the reduction
   Walk<A> walk(s, block, a + 2 * w);
@@ -299,13 +383,24 @@ void backward_block(const NbfnetLayerBackward& args, const RelationalSpmm& s, Bl
   A* combined = gy + kGroup * queries * D;
   A* combined_transposed = combined + table;
   A* combined_grad = combined_transposed + table;
+  A* unreached_y = combined_grad + table;
+  A* unreached_gy = unreached_y + D;  // of one row
+  A* unreached_total = unreached_gy + D;
   const A* statistics[kStatistics] = {b.s, b.hi, b.lo, b.q};
 
+  const bool first_layer = p.input == nullptr;
+  compact = compact || first_layer;
   Scratch<A> copy(compact ? V * w : 0), copy_grad(compact ? V * w : 0);
-  A* grad_output = static_cast<A*>(args.grad_input) + walk.first_column;
+  Scratch<uint8_t> reached(skip ? V : 0);
+  if (skip) mark_reached(p, block, reached.get());
+  A* grad_output = first_layer ? nullptr : static_cast<A*>(args.grad_input) + walk.first_column;
   A* grad_input = grad_output;
-  if (compact) {
+  if (first_layer) {
+    use_boundary(p, walk, copy.get());
+  } else if (compact) {
     walk.use_compact(copy.get());
+  }
+  if (compact) {
     walk.grad_stride = w;
     grad_input = copy_grad.get();
   }
@@ -315,10 +410,16 @@ void backward_block(const NbfnetLayerBackward& args, const RelationalSpmm& s, Bl
     fill(grad_relation + r * walk.rel_stride, p.shared ? d : w, A(0));
   fill(grads.own, ParameterGrads<A>::size(d, D), A(0));
   fill(combined_grad, table, A(0));
+  fill(unreached_total, D, A(0));
 
   int64_t combined_degree = -1;
   const A* scalers = nullptr;
   auto flush = [&] {  // d W_k += scaler_k d (combined)
+    const A std = root(A(kMinVariance));
+    for (int64_t i = 0; skip && i < table / kStatistics; ++i) {
+      combined_grad[(kStatistics - 1) * table / kStatistics + i] += std * unreached_total[i % D];
+    }
+    fill(unreached_total, D, A(0));
     for (int k = 0; scalers != nullptr && k < kScalers; ++k) {
       A* into = grads.update + k * table;
       for (int64_t i = 0; i < table; ++i) into[i] += scalers[k] * combined_grad[i];
@@ -326,15 +427,30 @@ void backward_block(const NbfnetLayerBackward& args, const RelationalSpmm& s, Bl
     fill(combined_grad, table, A(0));
   };
   for (int64_t i = 0; i < groups.count; ++i) {
-    const int32_t* nodes = groups.nodes(i);
-    const int64_t size = groups.size(i), rows = size * queries;
+    int32_t nodes[kGroup];
+    std::memcpy(nodes, groups.nodes(i), groups.size(i) * sizeof(int32_t));
     if (degree(p.graph, nodes[0]) != combined_degree) {
       flush();
       combined_degree = degree(p.graph, nodes[0]);
       scalers = static_cast<const A*>(p.scalers) + kScalers * nodes[0];
       weights.combine(scalers, combined);
       for (int t = 0; t < kStatistics; ++t) transpose(combined + t * d * D, d, D, combined_transposed + t * d * D);
+      if (skip) unreached_pre(p, combined, unreached_y);
     }
+    int64_t size = 0;
+    for (int64_t k = 0; k < groups.size(i); ++k) {
+      if (!skip || reached.data()[nodes[k]]) {
+        nodes[size++] = nodes[k];
+        continue;
+      }
+      const A* grad_out = static_cast<const A*>(args.grad_out) + (nodes[k] * p.batch + block.query) * D;
+      for (int64_t q = 0; q < queries; ++q) {
+        epilogue_backward(p, unreached_y, grad_out + q * D, unreached_gy, grads);
+        for (int64_t n = 0; n < D; ++n) unreached_total[n] += unreached_gy[n];
+      }
+    }
+    if (size == 0) continue;
+    const int64_t rows = size * queries;
     for (int64_t k = 0; k < size; ++k) {
       boundary_row(p, block, nodes[k], boundary + k * w);
       pna_reduce_row(walk, nodes[k], static_cast<const A*>(boundary + k * w), node_buffers(b, k * w));
@@ -381,7 +497,12 @@ void backward_block(const NbfnetLayerBackward& args, const RelationalSpmm& s, Bl
     }
   }
   flush();
-  for (int64_t v = 0; compact && v < V; ++v) {
+  for (int64_t q = 0; first_layer && q < queries; ++q) {  // the boundary as input, besides as message
+    const A* grad = grad_input + p.source[block.query + q] * w + q * d;
+    A* grad_query = static_cast<A*>(args.grad_query) + (block.query + q) * d;
+    for (int64_t j = 0; j < d; ++j) grad_query[j] += grad[j];
+  }
+  for (int64_t v = 0; compact && !first_layer && v < V; ++v) {
     std::memcpy(grad_output + v * walk.columns_total, grad_input + v * w, w * sizeof(A));
   }
 }
@@ -403,6 +524,7 @@ void backward(const NbfnetLayerBackward& args) {
   const int64_t parts = one_table ? 1 : blocks.count;
   const int threads = one_table ? 1 : p.threads;
   const bool compact = worth_compacting(blocks, blocks[0].width, 2, threads);
+  const bool skip = p.input == nullptr && keeps_zero<A>(p);
   Scratch<A> relation_parts(p.shared ? parts * table : 0);
   Scratch<A> parameter_parts((blocks.count + 1) * parameters);
   const bool small = (p.graph.num_edges + V) * p.batch * d < 4096;
@@ -410,7 +532,8 @@ void backward(const NbfnetLayerBackward& args) {
   for (int64_t i = 0; i < blocks.count; ++i) {
     backward_block<A>(args, s, blocks[i], groups, weights, own_transposed.get(),
                       ParameterGrads<A>(parameter_parts.get() + i * parameters, d, D),
-                      p.shared ? relation_parts.get() + (i % parts) * table : nullptr, compact, i == 0 || !one_table);
+                      p.shared ? relation_parts.get() + (i % parts) * table : nullptr, compact, i == 0 || !one_table,
+                      skip);
   }
   if (p.shared) reduce_parts(relation_parts.get(), parts, table, static_cast<A*>(args.grad_relation));
   A* total = parameter_parts.get() + blocks.count * parameters;

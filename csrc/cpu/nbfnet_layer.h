@@ -19,7 +19,7 @@ struct NbfnetLayer {
   bool relu;
   bool residual;  // needs D == d
   double eps;
-  const void* input;  // [V, B, d]
+  const void* input;  // [V, B, d], or null for the first layer: the boundary itself
   const void* relation;
   const int64_t* source;    // [B]
   const void* query;        // [B, d], the boundary at each query's source
@@ -36,7 +36,7 @@ struct NbfnetLayer {
 struct NbfnetLayerBackward {
   NbfnetLayer forward;     // pre is read
   const void* grad_out;    // [V, B, D]
-  void* grad_input;        // [V, B, d]
+  void* grad_input;        // [V, B, d], or null as input is
   void* grad_relation;     // like relation
   void* grad_query;        // [B, d]
   void* grad_weight;       // [D, 13 d]

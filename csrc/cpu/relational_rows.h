@@ -266,7 +266,7 @@ struct Walk {
   Block block;
   int64_t width, columns_total, first_column;
   int64_t x_stride, grad_stride;  // of a row of x, of a row of the input's gradient
-  const T* x;                     // input, at the block's first column
+  const T* x = nullptr;           // input, at the block's first column
   const T* relation;              // relation table, likewise (or its start when shared)
   int64_t rel_stride;
   const T* weight;
@@ -277,7 +277,7 @@ struct Walk {
     width = block.width;
     columns_total = p.batch * p.dim;
     first_column = block.query * p.dim;
-    x = static_cast<const T*>(p.input) + first_column;
+    if (p.input != nullptr) x = static_cast<const T*>(p.input) + first_column;
     relation = static_cast<const T*>(p.relation) + (p.shared ? 0 : first_column);
     rel_stride = p.shared ? p.dim : columns_total;
     x_stride = grad_stride = columns_total;

@@ -32,8 +32,14 @@ SHAPES = {
 @pytest.mark.parametrize("shape", SHAPES)
 def test_forward_and_backward_float64(shape, mul, device):
     V, E, R, B, d, D = SHAPES[shape]
-    for per_query, norm, relu in [(False, True, True), (True, True, False), (True, False, True)]:
-        options = {"per_query": per_query, "norm": norm, "relu": relu, "mul": mul}
+    for per_query, norm, relu, first in [
+        (False, True, True, False),
+        (True, True, False, False),
+        (True, False, True, False),
+        (True, True, True, True),
+        (False, False, False, True),
+    ]:
+        options = {"per_query": per_query, "norm": norm, "relu": relu, "mul": mul, "first": first}
         layer = make_layer(V, E, R, B, d, D, device=device, **options)
         assert_close(layer.op(), layer.reference(), op="nbfnet_layer")
         expected = gradients(Layer.reference, layer)
@@ -58,15 +64,19 @@ def test_gradients_float32(device):
         assert_close(grad / scale, truth[name] / scale, op="nbfnet_layer")
 
 
+@pytest.mark.parametrize("first", [False, True])
 @pytest.mark.parametrize("mul", ["mul", "rotate"])
 @pytest.mark.parametrize("per_query", [False, True])
-def test_gradcheck(mul, per_query):
-    layer = make_layer(4, 8, 2, 2, 2, 3, mul=mul, per_query=per_query)
+def test_gradcheck(mul, per_query, first):
+    # A sparse graph for the first layer, where most rows are then not reached. Their std is a constant, and where a
+    # message is a constant zero the extrema are ties: differences would see kinks there.
+    V, E = (8, 4) if first else (4, 8)
+    layer = make_layer(V, E, 2, 2, 2, 3, mul=mul, per_query=per_query, first=first)
     names = list(layer.tensors)
     layer = layer.map(lambda x: torch.randn_like(x).requires_grad_())
 
     def f(*tensors):
-        return replace(layer, floats=dict(zip(names, tensors, strict=True))).op()
+        return replace_floats(layer, names, tensors).op()
 
     assert torch.autograd.gradcheck(f, list(layer.tensors.values()))
 
@@ -79,6 +89,40 @@ def test_only_wanted_gradients():
         one = replace(layer, floats=layer.floats | {name: x.requires_grad_()})
         (grad,) = torch.autograd.grad(one.op(), x, grad_out)
         assert torch.equal(grad, expected[name])
+
+
+FIRST_LAYERS = {
+    "sparse": {"V": 60, "E": 50, "B": 7},
+    "one-query": {"V": 30, "E": 40, "B": 1},
+    "dense": {"V": 6, "E": 90, "B": 5},
+    "shared": {"V": 40, "E": 60, "B": 9, "per_query": False},
+    "several-blocks": {"V": 80, "E": 100, "B": 40, "d": 32, "mul": "rotate"},
+    "message-of-zero-is-not-zero": {"V": 40, "E": 60, "mul": "add"},
+}
+
+
+@pytest.mark.parametrize("what", FIRST_LAYERS)
+def test_first_layer_is_the_layer_of_the_boundary(what):
+    """Rows that no query reaches are not computed one by one: nothing but time may change."""
+    first = make_layer(first=True, **FIRST_LAYERS[what])
+    query = first.floats["query"]
+    boundary = query.new_zeros(first.graph.num_nodes, *query.shape)
+    boundary[first.source, torch.arange(len(query))] = query
+    full = replace(first, floats=first.floats | {"input": boundary})
+    assert_close(first.op(), full.op(), op="nbfnet_layer")
+    expected = gradients(Layer.op, full)
+    expected["query"] += expected.pop("input")[first.source, torch.arange(len(query))]
+    for name, grad in gradients(Layer.op, first).items():
+        assert_close(grad, expected[name], op="nbfnet_layer")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_first_layer_with_a_relation_that_is_not_finite(value):
+    layer = make_layer(V=20, E=30, first=True, norm=False)
+    layer.floats["relation"][1, 0, 2] = value
+    out = layer.op()
+    assert out.isnan().any()
+    torch.testing.assert_close(out, layer.reference(), equal_nan=True)
 
 
 @pytest.mark.parametrize("order", ["transposed", "every-other", "expanded"])
@@ -102,6 +146,7 @@ OPCHECK = {
     "requires-grad": {},
     "no-norm-shared": {"norm": False, "per_query": False, "D": 5},
     "no-edges": {"E": 0},
+    "first": {"first": True},
 }
 
 
@@ -200,9 +245,15 @@ def test_derivatives_that_are_not_there_raise(nested):
         derive()
 
 
-@pytest.mark.parametrize("sizes", [(3, 2, 1, 0, 4), (3, 2, 1, 2, 4, 0), (2, 0, 0, 1, 4)])
-def test_degenerate_sizes(sizes):
-    layer = make_layer(*sizes, norm=len(sizes) == 5)
+def test_no_output_channels():
+    with pytest.raises(ValueError, match=r"weight has shape \(0, 52\), expected at least one"):
+        make_layer(3, 2, 1, 2, 4, 0).op()
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("sizes", [(3, 2, 1, 0, 4), (2, 0, 0, 1, 4)])
+def test_degenerate_sizes(sizes, first):
+    layer = make_layer(*sizes, first=first)
     assert_close(layer.op(), layer.reference(), op="nbfnet_layer")
     for name, grad in gradients(Layer.op, layer).items():
         assert grad.shape == layer.tensors[name].shape

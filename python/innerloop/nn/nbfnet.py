@@ -129,18 +129,22 @@ class GeneralizedRelationalConv(nn.Module):
         return _ACTIVATIONS[self.activation](hidden)
 
     def fused(
-        self, graph: RelGraph, input: Tensor, source: Tensor, query: Tensor, scalers: Tensor, residual: bool
+        self, graph: RelGraph, input: Tensor | None, source: Tensor, query: Tensor, scalers: Tensor, residual: bool
     ) -> Tensor:
-        """`forward` for aggregate="pna" with the query at its source as boundary, plus the short cut, as one op."""
+        """`forward` for aggregate="pna" with the query at its source as boundary, plus the short cut, as one op.
+
+        No `input`: the boundary is the input, as in the first layer.
+        """
         norm = self.layer_norm
+        dtype = query.dtype if input is None else input.dtype
         return nbfnet_layer(
             graph,
-            self.relation_table(query).to(input.dtype),
+            self.relation_table(query).to(dtype),
             input,
             source,
-            query.to(input.dtype),
-            self.linear.weight.to(input.dtype),
-            self.linear.bias.to(input.dtype),
+            query.to(dtype),
+            self.linear.weight.to(dtype),
+            self.linear.bias.to(dtype),
             None if norm is None else norm.weight,
             None if norm is None else norm.bias,
             scalers,
@@ -254,13 +258,15 @@ class NBFNet(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Pair representations h_q(u, v) of all nodes, (V, B, d or layers·d), and the query (B, d)."""
         query = self.query(relation)
-        columns = torch.arange(len(source), device=source.device)
-        boundary = query.new_zeros(graph.num_nodes, len(source), self.dim)
-        boundary = boundary.index_put((source, columns), query)
         weighted = edge_weight is not None or graph.edge_weight is not None
         fused = self.layers[0].aggregate == "pna" and not weighted
-        scalers = pna_scalers(graph, query.dtype) if fused else None
-        hidden, states = boundary, []
+        if fused:
+            scalers, hidden = pna_scalers(graph, query.dtype), None
+        else:
+            columns = torch.arange(len(source), device=source.device)
+            boundary = query.new_zeros(graph.num_nodes, len(source), self.dim)
+            hidden = boundary = boundary.index_put((source, columns), query)
+        states = []
         for layer in self.layers:
             if fused:
                 hidden = layer.fused(graph, hidden, source, query, scalers, self.short_cut)

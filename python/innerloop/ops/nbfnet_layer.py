@@ -19,7 +19,7 @@ __all__ = ["combine_pna", "nbfnet_layer"]
 def nbfnet_layer(
     graph: RelGraph,
     relation: Tensor,
-    input: Tensor,
+    input: Tensor | None,
     source: Tensor,
     query: Tensor,
     weight: Tensor,
@@ -44,8 +44,10 @@ def nbfnet_layer(
 
     Args:
         graph: V nodes, E edges, R relations, without edge weights.
-        relation: (R, d) or (R, B, d). input: (V, B, d). float32 or float64 on CPU; other devices compose
-            `relational_spmm` and dense products, which do form the (V, B, 4·d) features; half types on CPU are widened.
+        relation: (R, d) or (R, B, d). float32 or float64 on CPU; other devices compose `relational_spmm` and dense
+            products, which do form the (V, B, 4·d) features; half types on CPU are widened.
+        input: (V, B, d), or None for the first layer, whose input is the boundary: that tensor is then not formed,
+            and for the messages "mul" and "rotate" only nodes that a query reaches are computed one by one.
         source: int64 (B,). query: (B, d), the boundary of each query at its source; zero elsewhere.
         weight: (D, 13·d), columns [input (d) | channel, statistic (mean, max, min, std), scaler]. bias: (D,).
         norm_weight, norm_bias: (D,) of LayerNorm, or both None for none.
@@ -71,7 +73,7 @@ def nbfnet_layer(
         raise ValueError("nbfnet_layer: graph has edge weights, expected none; use relational_spmm")
     if scalers.requires_grad:
         raise ValueError("nbfnet_layer: scalers requires grad, expected constants")
-    if input.device.type not in ("cpu", "meta"):
+    if query.device.type not in ("cpu", "meta"):
         return _compose(
             graph,
             relation,
@@ -88,12 +90,11 @@ def nbfnet_layer(
             relu,
             residual,
         )
-    if input.dtype in (torch.bfloat16, torch.float16):
-        widened = [None if t is None else t.float() for t in (query, weight, bias, norm_weight, norm_bias, scalers)]
-        out = nbfnet_layer(
-            graph, relation.float(), input.float(), source, *widened, mul=mul, eps=eps, relu=relu, residual=residual
-        )
-        return out.to(input.dtype)
+    if query.dtype in (torch.bfloat16, torch.float16):
+        floats = (relation, input, query, weight, bias, norm_weight, norm_bias, scalers)
+        relation, input, *widened = (None if t is None else t.float() for t in floats)
+        out = nbfnet_layer(graph, relation, input, source, *widened, mul=mul, eps=eps, relu=relu, residual=residual)
+        return out.to(query.dtype)
     floats = (relation, input, query, weight, bias, norm_weight, norm_bias)
     args = (graph.csr, relation, input, source, *floats[2:], scalers, eps, MULS[mul], relu, residual)
     if wants_grad(*floats):
@@ -102,7 +103,7 @@ def nbfnet_layer(
 
 
 _ARGS = (
-    "Tensor csr, Tensor relation, Tensor input, Tensor source, Tensor query, Tensor weight, Tensor bias, "
+    "Tensor csr, Tensor relation, Tensor? input, Tensor source, Tensor query, Tensor weight, Tensor bias, "
     "Tensor? norm_weight, Tensor? norm_bias, Tensor scalers, float eps, int mul, bool relu, bool residual"
 )
 _forward = define(f"nbfnet_layer({_ARGS}) -> (Tensor, Tensor)")
@@ -119,15 +120,20 @@ def _contiguous(args: tuple) -> tuple:
 @_forward.cpu
 def _(*args):
     args = _contiguous(args)
-    input, weight = args[2], args[5]
-    out = input.new_empty(*input.shape[:2], len(weight))
+    out = _empty_state(*args)
     pre = torch.empty_like(out)
     _cpu.nbfnet_layer(out, pre, *args, torch.get_num_threads())
     return out, pre
 
 
+def _empty_state(csr, relation, input, source, query, weight, bias, norm_weight, norm_bias, scalers, *_):
+    return query.new_empty(len(scalers), len(query), len(weight))
+
+
 def _check(csr, relation, input, source, query, weight, bias, norm_weight, norm_bias, scalers):
     """The checks that bind/cpu.cpp makes on values, from shapes, dtypes and devices alone."""
+    if input is None:
+        input = query.new_empty(len(scalers), *query.shape)
     check_relational_spmm(csr, relation, input, None, None, MULS["mul"])
     _, batch, dim = input.shape
     out = weight.shape[0]
@@ -153,8 +159,7 @@ def _check(csr, relation, input, source, query, weight, bias, norm_weight, norm_
 @_forward.fake
 def _(*args):
     _check(*args[:10])
-    input, weight = args[2], args[5]
-    out = input.new_empty(*input.shape[:2], weight.shape[0])
+    out = _empty_state(*args)
     return out, torch.empty_like(out)
 
 
@@ -182,7 +187,7 @@ _DIFFERENTIABLE = (1, 2, 4, 5, 6, 7, 8)
 
 
 def _empty_grads(*args):
-    return tuple(args[2].new_empty(0 if args[k] is None else args[k].shape) for k in _DIFFERENTIABLE)
+    return tuple(args[4].new_empty(0 if args[k] is None else args[k].shape) for k in _DIFFERENTIABLE)
 
 
 def combine_pna(input: Tensor, features: Tensor, weight: Tensor, bias: Tensor | None, scalers: Tensor) -> Tensor:
@@ -205,7 +210,10 @@ def _compose(
 ):
     """The same layer from relational_spmm and dense products, for devices without this kernel."""
     columns = torch.arange(len(source), device=source.device)
-    boundary = torch.zeros_like(input).index_put((source, columns), query.to(input.dtype))
+    dtype = query.dtype if input is None else input.dtype
+    boundary = query.new_zeros(graph.num_nodes, *query.shape, dtype=dtype)
+    boundary = boundary.index_put((source, columns), query.to(dtype))
+    input = boundary if input is None else input
     features = relational_spmm(graph, relation, input, sum="pna", mul=mul, boundary=boundary)
     hidden = combine_pna(input, features, weight, bias, scalers.to(input.dtype))
     if norm_weight is not None:

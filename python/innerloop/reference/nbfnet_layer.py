@@ -13,7 +13,7 @@ def nbfnet_layer(
     edge_type: Tensor,
     num_nodes: int,
     relation: Tensor,
-    input: Tensor,
+    input: Tensor | None,
     source: Tensor,
     query: Tensor,
     weight: Tensor,
@@ -30,7 +30,8 @@ def nbfnet_layer(
     """One layer of NBFNet with PNA aggregation, Zhu et al. (NeurIPS 2021), section 3.3.
 
     Args:
-        edge_index, edge_type, num_nodes, relation, input, mul: see ``reference.relational_spmm``.
+        edge_index, edge_type, num_nodes, relation, input, mul: see ``reference.relational_spmm``. No input: the
+            boundary is the input, as in the first layer.
         source: int64 (B,), the node at which each query starts; query: (B, d), its boundary there.
         weight: (D, 13·d), columns [input (d) | channel, statistic (mean, max, min, std), scaler].
         bias, norm_weight, norm_bias: (D,); no LayerNorm when ``norm_weight`` is None.
@@ -41,7 +42,8 @@ def nbfnet_layer(
         (V, B, D).
     """
     columns = torch.arange(len(source), device=source.device)
-    boundary = torch.zeros_like(input).index_put((source, columns), query)
+    boundary = query.new_zeros(num_nodes, *query.shape).index_put((source, columns), query)
+    input = boundary if input is None else input
     features = relational_spmm(edge_index, edge_type, num_nodes, relation, input, sum="pna", mul=mul, boundary=boundary)
     features = features.transpose(-1, -2).flatten(-2)  # (V, B, 4 d), channel-major
     update = (features.unsqueeze(-1) * scalers[:, None, None, :]).flatten(-2)  # (V, B, 12 d)
