@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from bench_relational_spmm import REAL
 from harness import OURS, Work, assert_near, free_memory, path_taken
 from innerloop import RelGraph, reference, relational_spmm
 from innerloop.data import kg
@@ -99,7 +100,9 @@ class Layer:
         return Work(times * moved, times * flops)
 
 
-def call_of(layer: Layer, function: Callable, direction: str, input: Tensor, query: Tensor) -> Callable[[], object]:
+def call_of(
+    layer: Layer, function: Callable, direction: str, input: Tensor, query: Tensor, with_input: bool = True
+) -> Callable[[], object]:
     if direction == "forward":
 
         def forward() -> Tensor:
@@ -108,19 +111,24 @@ def call_of(layer: Layer, function: Callable, direction: str, input: Tensor, que
 
         return forward
     leaves = [input.detach().requires_grad_(), query.detach().requires_grad_()]
-    wanted = [*leaves, *layer.conv.parameters()]
+    wanted = [*leaves[0 if with_input else 1 :], *layer.conv.parameters()]
     grad = torch.randn(input.shape, generator=torch.Generator(input.device).manual_seed(1), device=input.device)
     return lambda: torch.autograd.grad(function(*leaves), wanted, grad)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("direction", ["forward", "forward+backward"])
-@pytest.mark.parametrize("dataset", ["WN18RR_v1", "fb237_v1"])
+@pytest.mark.parametrize("dataset", ["WN18RR_v1", "fb237_v1", "FB15k-237"])
 def test_nbfnet_layer(dataset, direction, device, quick, compare):
-    data = kg.load_embedded(dataset)
+    if dataset == "FB15k-237":
+        if quick or not REAL.is_dir():
+            pytest.skip("takes the full data set")
+        data = kg.read_kg(REAL)
+    else:
+        data = kg.load_embedded(dataset)
     facts = data.train.facts
     graph = RelGraph(facts[:, [0, 2]].T, facts[:, 1], data.train.num_entities, data.num_relations)
-    batch = 4 if quick else 64
+    batch = 4 if quick else 8 if dataset == "FB15k-237" else 64
     layer = Layer(graph.with_inverse(), batch, device)
     functions = {
         OURS: layer.fused,
@@ -159,6 +167,44 @@ def test_nbfnet_layer(dataset, direction, device, quick, compare):
         absent=absent,
         path=path_taken("nbfnet_layer", device),
         graph=repr(layer.graph),
+    )
+
+
+@pytest.mark.parametrize("direction", ["forward", "forward+backward"])
+@pytest.mark.parametrize("dataset", ["WN18RR_v1", "fb237_v1"])
+def test_first_layer(dataset, direction, quick, compare):
+    """Without input, against the same op on the boundary as a tensor."""
+    data = kg.load_embedded(dataset)
+    facts = data.train.facts
+    graph = RelGraph(facts[:, [0, 2]].T, facts[:, 1], data.train.num_entities, data.num_relations)
+    batch = 4 if quick else 64
+    layer = Layer(graph.with_inverse(), batch, "cpu")
+
+    def first(_: Tensor, query: Tensor) -> Tensor:
+        return layer.conv.fused(layer.graph, None, layer.source, query, layer.scalers, True)
+
+    def full(_: Tensor, query: Tensor) -> Tensor:
+        return layer.fused(layer.boundary(query), query)
+
+    def composed(_: Tensor, query: Tensor) -> Tensor:
+        return layer.composed(layer.boundary(query), query)
+
+    functions = {OURS: first, "input as a tensor": full, "relational_spmm + 3 products": composed}
+    calls = {
+        name: [call_of(layer, function, direction, layer.input, layer.query, with_input=False)]
+        for name, function in functions.items()
+    }
+    result = as_list(calls[OURS][0]())
+    for name in functions:
+        check(as_list(calls[name][0]()), result, name)
+    del result
+    compare(
+        f"nbfnet_layer, first layer, {direction}, {dataset}, B={batch}, d={DIM}, cpu",
+        calls,
+        layer.work(direction),
+        path=path_taken("nbfnet_layer", "cpu"),
+        graph=repr(layer.graph),
+        note="work counted as for a layer with input",
     )
 
 

@@ -32,6 +32,15 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.config.getoption("--device"))
 
 
+@pytest.fixture
+def shared_data() -> Path:
+    """Real data sets beside the repository, or where INNERLOOP_SHARED_DATA says; skips without them."""
+    folder = Path(os.environ.get("INNERLOOP_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not (folder / "kg").is_dir():
+        pytest.skip(f"{folder} is absent")
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def _seed(request: pytest.FixtureRequest) -> None:
     torch.manual_seed(zlib.crc32(request.node.nodeid.encode()))

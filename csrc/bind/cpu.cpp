@@ -7,6 +7,7 @@
 
 #include "core/graph.h"
 #include "core/kernels.h"
+#include "core/paths.h"
 #include "core/tensor_view.h"
 
 namespace py = pybind11;
@@ -178,6 +179,8 @@ struct LayerInput {
       return;
     }
     il::check_rank(query, 2, op, "query");
+    IL_CHECK(query.dtype == il::DType::kFloat32 || query.dtype == il::DType::kFloat64, op, "query", "another dtype",
+             "float32 or float64");
     shape[0] = csr_view(csr, op).num_nodes;
     shape[1] = query.shape[0];
     shape[2] = query.shape[1];
@@ -258,20 +261,21 @@ void nbfnet_layer(py::handle out, py::handle pre, py::handle csr, py::handle rel
                   py::handle norm_bias, py::handle scalers, double eps, int mul, bool relu, bool residual,
                   int threads) {
   const char* op = "nbfnet_layer";
-  TensorView o = il::cpu_view(out, op, "out"), y = il::cpu_view(pre, op, "pre"), g = il::cpu_view(csr, op, "csr"),
+  TensorView o = il::cpu_view(out, op, "out"), g = il::cpu_view(csr, op, "csr"),
              r = il::cpu_view(relation, op, "relation"), s = il::cpu_view(source, op, "source"),
              q = il::cpu_view(query, op, "query"), w = il::cpu_view(weight, op, "weight"),
              b = il::cpu_view(bias, op, "bias"), sc = il::cpu_view(scalers, op, "scalers");
   const LayerInput layer_input(input, g, q, op);
   const TensorView& x = layer_input.view;
-  Optional nw(norm_weight, op, "norm_weight"), nb(norm_bias, op, "norm_bias");
+  Optional nw(norm_weight, op, "norm_weight"), nb(norm_bias, op, "norm_bias"), y(pre, op, "pre");
   il::NbfnetLayer p = layer_args(op, g, r, x, s, q, w, b, nw.get(), nb.get(), sc, eps, mul, relu, residual, threads);
-  for (const auto& [t, name] : {std::pair<const TensorView*, const char*>{&o, "out"}, {&y, "pre"}}) {
+  for (const auto& [t, name] : {std::pair<const TensorView*, const char*>{&o, "out"}, {y.get(), "pre"}}) {
+    if (t == nullptr) continue;
     check_shape(*t, {x.shape[0], p.batch, p.out_dim}, op, name);
     il::check_dtype(*t, x.dtype, op, name, "the dtype of input");
   }
   p.out = o.data;
-  p.pre = y.data;
+  p.pre = y.present ? y.view.data : nullptr;
   py::gil_scoped_release release;
   if (o.numel() > 0) il::kernels().nbfnet_layer(p);
 }
@@ -319,6 +323,61 @@ void nbfnet_layer_backward(py::handle grad_input, py::handle grad_relation, py::
   p.forward.pre = y.data;
   py::gil_scoped_release release;
   il::kernels().nbfnet_layer_backward(p);
+}
+
+// Returns (steps, converged). Codes and values of the semiring are checked in ops/bellman_ford.py.
+py::tuple bellman_ford(py::handle value, py::handle predecessor, py::handle csr, py::handle weight, py::handle source,
+                       int plus, int times, double zero, double one, int64_t max_steps, bool fixpoint, double tolerance,
+                       bool check_cycles, int threads) {
+  const char* op = "bellman_ford";
+  TensorView o = il::cpu_view(value, op, "value"), g = il::cpu_view(csr, op, "csr"),
+             w = il::cpu_view(weight, op, "edge_weight"), s = il::cpu_view(source, op, "sources");
+  Optional last(predecessor, op, "predecessor");
+  il::BellmanFord p{};
+  p.graph = csr_view(g, op);
+  il::check_rank(s, 1, op, "sources");
+  il::check_dtype(s, il::DType::kInt64, op, "sources", "int64");
+  p.num_sources = s.shape[0];
+  const int64_t bad = il::first_out_of_range(s.ptr<int64_t>(), p.num_sources, p.graph.num_nodes);
+  if (bad >= 0) {
+    throw py::index_error(std::string(op) + ": sources holds " + std::to_string(s.ptr<int64_t>()[bad]) +
+                          " at position " + std::to_string(bad) + ", expected ids in [0, " +
+                          std::to_string(p.graph.num_nodes) + ")");
+  }
+  IL_CHECK(w.dtype == il::DType::kFloat32 || w.dtype == il::DType::kFloat64, op, "edge_weight", "another dtype",
+           "float32 or float64");
+  check_shape(w, {p.graph.num_edges}, op, "edge_weight");
+  il::check_dtype(o, w.dtype, op, "value", "the dtype of edge_weight");
+  check_shape(o, {p.graph.num_nodes, p.num_sources}, op, "value");
+  if (last.present) {
+    il::check_dtype(last.view, il::DType::kInt64, op, "predecessor", "int64");
+    check_shape(last.view, {p.graph.num_nodes, p.num_sources}, op, "predecessor");
+    p.predecessor = last.view.ptr<int64_t>();
+  }
+  IL_CHECK(plus >= 0 && plus <= 3, op, "plus", std::to_string(plus), "0 to 3");
+  IL_CHECK(times >= 0 && times <= 3, op, "times", std::to_string(times), "0 to 3");
+  const bool is_semiring =
+      (plus == 0 && times == 0) || (plus == 3 && times == 1) || (plus == 1 && times != 2) || (plus == 2 && times != 3);
+  IL_CHECK(is_semiring, op, "times", std::to_string(times), "a product that goes with plus");
+  IL_CHECK(max_steps >= 0, op, "steps", std::to_string(max_steps), "at least 0");
+  IL_CHECK(threads >= 1, op, "threads", std::to_string(threads), "at least 1");
+  p.dtype = w.dtype;
+  p.plus = static_cast<il::Plus>(plus);
+  p.times = static_cast<il::Times>(times);
+  p.zero = zero;
+  p.one = one;
+  p.weight = w.data;
+  p.source = s.ptr<int64_t>();
+  p.max_steps = max_steps;
+  p.fixpoint = fixpoint;
+  p.tolerance = tolerance;
+  p.check_cycles = check_cycles;
+  p.value = o.data;
+  {
+    py::gil_scoped_release release;
+    il::kernels().bellman_ford(p, threads);
+  }
+  return py::make_tuple(p.steps, p.converged);
 }
 
 // Checks ids and fills `csr`; a bad id is an IndexError that names its position.
@@ -369,16 +428,51 @@ void drop_edges(py::handle out, py::handle csr, py::handle mask, int64_t kept) {
   il::drop_edges(o.ptr<int32_t>(), view, m.ptr<uint8_t>(), kept);
 }
 
+// [(mean weight, [edges])], best first. weight: float64 (steps, E).
+py::list best_paths(py::handle csr, py::handle weight, int64_t source, int64_t target, int64_t count, int64_t beam) {
+  const char* op = "best_paths";
+  TensorView g = il::cpu_view(csr, op, "csr"), w = il::cpu_view(weight, op, "weight");
+  const il::CsrView graph = csr_view(g, op);
+  il::check_rank(w, 2, op, "weight");
+  il::check_dtype(w, il::DType::kFloat64, op, "weight", "float64");
+  check_shape(w, {w.shape[0], graph.num_edges}, op, "weight");
+  IL_CHECK(source >= 0 && source < graph.num_nodes, op, "source", std::to_string(source), "a node of the graph");
+  IL_CHECK(target >= 0 && target < graph.num_nodes, op, "target", std::to_string(target), "a node of the graph");
+  IL_CHECK(count >= 1 && beam >= 1, op, "count", std::to_string(count), "count and beam of at least 1");
+  std::vector<il::RankedPath> paths;
+  {
+    py::gil_scoped_release release;
+    paths = il::best_paths(graph, w.ptr<double>(), w.shape[0], source, target, count, beam);
+  }
+  py::list result;
+  for (const il::RankedPath& path : paths) {
+    py::list edges;
+    for (int32_t e : path.edges) edges.append(e);
+    result.append(py::make_tuple(path.weight, edges));
+  }
+  return result;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
   m.doc() = "innerloop CPU kernels";
+  py::register_exception_translator([](std::exception_ptr error) {
+    try {
+      if (error) std::rethrow_exception(error);
+    } catch (const il::OutOfMemory& missing) {
+      const std::string text = "innerloop: no memory for " + std::to_string(missing.bytes) + " bytes of scratch";
+      PyErr_SetString(PyExc_MemoryError, text.c_str());
+    }
+  });
   m.def("isa", [] { return il::kernels().isa; });
   m.def("isas", [] { return il::available_isas(); });
+  m.def("bellman_ford", &bellman_ford);
   m.def("nbfnet_layer", &nbfnet_layer);
   m.def("nbfnet_layer_backward", &nbfnet_layer_backward);
   m.def("relational_spmm", &relational_spmm);
   m.def("relational_spmm_backward", &relational_spmm_backward);
+  m.def("best_paths", &best_paths);
   m.def("build_csr", &build_csr);
   m.def("drop_edges", &drop_edges);
 }

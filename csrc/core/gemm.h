@@ -57,7 +57,9 @@ template <class A>
 void gemm(const Operand<A>& a, const A* b, int64_t ldb, A* c, int64_t ldc, int64_t M, int64_t N, int64_t K,
           bool accumulate) {
   int64_t m = 0;
-  for (; m + 6 <= M; m += 6) gemm_rows<6>(a, m, b, ldb, c, ldc, N, K, accumulate);
+  // Never less than 4 rows while there are 4: fewer accumulators would wait for each other.
+  for (; M - m >= 6 && M - m != 8; m += 6) gemm_rows<6>(a, m, b, ldb, c, ldc, N, K, accumulate);
+  for (; m + 4 <= M; m += 4) gemm_rows<4>(a, m, b, ldb, c, ldc, N, K, accumulate);
   for (; m + 2 <= M; m += 2) gemm_rows<2>(a, m, b, ldb, c, ldc, N, K, accumulate);
   for (; m < M; ++m) gemm_rows<1>(a, m, b, ldb, c, ldc, N, K, accumulate);
 }

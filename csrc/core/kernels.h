@@ -3,10 +3,12 @@
 // il::<isa>::<name>, and callers reach the chosen one through kernels().<name>.
 #pragma once
 
+#include "cpu/bellman_ford.h"
 #include "cpu/nbfnet_layer.h"
 #include "cpu/relational_spmm.h"
 
 #define IL_CPU_KERNELS(X)                                     \
+  X(bellman_ford, (BellmanFord & args, int threads))          \
   X(nbfnet_layer, (const NbfnetLayer& args))                  \
   X(nbfnet_layer_backward, (const NbfnetLayerBackward& args)) \
   X(relational_spmm, (const RelationalSpmm& args))            \

@@ -40,6 +40,20 @@ struct Lanes {
   static constexpr int64_t count = kVectorBytes / sizeof(A);
 };
 
+// A number as a type, to pick a template by an argument.
+template <int N>
+struct Constant {
+  static constexpr int value = N;
+};
+
+IL_INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+IL_INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+
+template <class A>
+IL_INLINE void fill(A* p, int64_t n, A value) {
+  for (int64_t j = 0; j < n; ++j) p[j] = value;
+}
+
 template <class V, class A>
 IL_INLINE V load(const A* p) {
   V v;
@@ -229,13 +243,13 @@ class Scratch {
 #if defined(__linux__)
     if (bytes_ >= kLarge) {
       void* p = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-      if (p == MAP_FAILED) std::abort();
+      if (p == MAP_FAILED) throw OutOfMemory{bytes_};
       data_ = static_cast<A*>(p);
       return;
     }
 #endif
     data_ = static_cast<A*>(std::aligned_alloc(64, bytes_));
-    if (data_ == nullptr) std::abort();
+    if (data_ == nullptr) throw OutOfMemory{bytes_};
   }
   ~Scratch() {
 #if defined(__linux__)
@@ -256,6 +270,23 @@ class Scratch {
   size_t bytes_;
   A* data_;
 };
+
+// task(i) for i in [0, count) on up to `threads` threads. No exception may leave a parallel region, so the first one is
+// kept and thrown behind it.
+template <class F>
+IL_INLINE void parallel_tasks(int64_t count, int threads, F&& task) {
+  size_t missing = 0;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1 && count > 1)
+  for (int64_t i = 0; i < count; ++i) {
+    try {
+      task(i);
+    } catch (const OutOfMemory& error) {
+#pragma omp atomic write
+      missing = error.bytes;
+    }
+  }
+  if (missing > 0) throw OutOfMemory{missing};
+}
 
 }  // namespace IL_ISA
 }  // namespace il

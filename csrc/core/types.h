@@ -3,6 +3,7 @@
 // set, and an inline function here would be one symbol for all of them.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 namespace il {
@@ -27,6 +28,11 @@ struct CsrView {
   int64_t num_nodes;
   int64_t num_relations;
   int64_t num_edges;
+};
+
+// Thrown by a kernel that gets no scratch memory; MemoryError in Python.
+struct OutOfMemory {
+  size_t bytes;
 };
 
 }  // namespace il

@@ -11,14 +11,14 @@
 // and keeps everything else in L1 as well; per node state U it reads input, pre and grad_out and writes grad_input.
 //
 // In the first layer the input is the boundary: nearly every row sees zero messages only. Such a row has the value of
-// its degree, which is stored without a gather or a product; see `reached`.
+// its degree, which is stored without a gather or a product; see FirstLayer.
 //
 // Parallel over blocks of queries (and row ranges in forward). Parameter gradients are kept per block and reduced in
 // block order: the bits do not depend on the threads.
 #include "cpu/nbfnet_layer.h"
 
 #include "core/gemm.h"
-#include "cpu/relational_rows.h"
+#include "cpu/relational_grads.h"
 
 namespace il {
 namespace IL_ISA {
@@ -119,46 +119,56 @@ void transpose(const A* from, int64_t rows, int64_t cols, A* to) {
   }
 }
 
-// Whether a zero input gives a zero message for every relation: not where a relation is not finite.
+// Whether zero input gives zero features for every relation: not where a weight or relation is not finite.
 template <class A>
 bool keeps_zero(const NbfnetLayer& p) {
   if (p.mul != Mul::kMul && p.mul != Mul::kRotate) return false;
-  const A* relation = static_cast<const A*>(p.relation);
-  const int64_t n = p.num_relations * p.dim * (p.shared ? 1 : p.batch);
-  return sum_of<A>(n, [&](auto lane, int64_t j) {
-           auto r = load<decltype(lane)>(relation + j);
-           return r - r;
-         }) == A(0);
+  auto finite = [](const void* data, int64_t n) {
+    const A* x = static_cast<const A*>(data);
+    return sum_of<A>(n, [&](auto lane, int64_t j) {
+             auto r = load<decltype(lane)>(x + j);
+             return r - r;
+           }) == A(0);
+  };
+  return finite(p.relation, p.num_relations * p.dim * (p.shared ? 1 : p.batch)) &&
+         finite(p.weight, p.out_dim * 13 * p.dim);
 }
 
-// For the first layer: marks the sources of a block and the nodes they send a message to. Every other row of the block
-// has zero input and zero messages, and no query learns from it.
-void mark_reached(const NbfnetLayer& p, Block block, uint8_t* reached) {
-  constexpr uint8_t kSource = 2, kReceiver = 1;
-  fill(reached, p.graph.num_nodes, uint8_t(0));
-  for (int64_t q = 0; q < block.width / p.dim; ++q) reached[p.source[block.query + q]] = kSource;
-  for (int64_t v = 0; v < p.graph.num_nodes; ++v) {
-    for (int32_t e = p.graph.indptr[v]; e < p.graph.indptr[v + 1]; ++e) {
-      if (reached[p.graph.src[e]] & kSource) {
-        reached[v] |= kReceiver;
-        break;
-      }
-    }
-  }
-}
-
-// The input of the first layer, [V, width] in `copy`.
+// The input of the first layer for a block: one row for each source, and row 0 of zeros for all other nodes.
 template <class A>
-void use_boundary(const NbfnetLayer& p, Walk<A>& walk, A* copy) {
-  const int64_t w = walk.width, d = p.dim;
-  fill(copy, p.graph.num_nodes * w, A(0));
-  for (int64_t q = 0; q < w / d; ++q) {
-    const int64_t query = walk.block.query + q;
-    std::memcpy(copy + p.source[query] * w + q * d, static_cast<const A*>(p.query) + query * d, d * sizeof(A));
+struct FirstLayer {
+  const CsrView& g;
+  int64_t count = 1;  // rows
+  Scratch<int32_t> row_of;
+  Scratch<A> rows;
+
+  FirstLayer(bool wanted, const NbfnetLayer& p, Walk<A>& walk)
+      : g(p.graph), row_of(wanted ? g.num_nodes : 0), rows(wanted ? (walk.width / p.dim + 1) * walk.width : 0) {
+    if (!wanted) return;
+    const int64_t w = walk.width, d = p.dim;
+    fill(row_of.get(), g.num_nodes, int32_t(0));
+    fill(rows.get(), (w / d + 1) * w, A(0));
+    for (int64_t q = 0; q < w / d; ++q) {
+      const int64_t query = walk.block.query + q;
+      int32_t& row = row_of.get()[p.source[query]];
+      if (row == 0) row = int32_t(count++);
+      std::memcpy(rows.get() + row * w + q * d, static_cast<const A*>(p.query) + query * d, d * sizeof(A));
+    }
+    walk.row_of = row_of.data();
+    walk.x = rows.data();
+    walk.x_stride = w;
   }
-  walk.x = copy;
-  walk.x_stride = w;
-}
+
+  // Whether v is a source of the block or gets a message from one. All other rows have zero input and zero messages,
+  // and no query learns from them.
+  bool reaches(int64_t v) const {
+    if (row_of.data()[v] != 0) return true;
+    for (int32_t e = g.indptr[v]; e < g.indptr[v + 1]; ++e) {
+      if (row_of.data()[g.src[e]] != 0) return true;
+    }
+    return false;
+  }
+};
 
 // `pre` of a row that is not reached: only the constant std of its messages contributes.
 template <class A>
@@ -230,14 +240,13 @@ void forward(const NbfnetLayer& p) {
   const Blocks blocks(p.batch, d, layer_columns(p, sizeof(A)));
   const Weights<A> weights(p);
   const Groups groups(p.graph);
-  const bool first_layer = p.input == nullptr, skip = first_layer && keeps_zero<A>(p);
+  const bool first_layer = p.input == nullptr, skip_unreached = first_layer && keeps_zero<A>(p);
   // Rows do not see each other, so the cut may depend on the threads.
   const bool compact =
-      first_layer || (blocks.count >= p.threads && worth_compacting(blocks, blocks[0].width, 1, p.threads));
+      !first_layer && blocks.count >= p.threads && worth_compacting(blocks, blocks[0].width, 1, p.threads);
   const int64_t chunks = compact ? 1 : min64(max64(groups.count / 16, 1), 64);
   const bool small = (p.graph.num_edges + V) * p.batch * d < 4096;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(p.threads) if (!small && p.threads > 1)
-  for (int64_t task = 0; task < blocks.count * chunks; ++task) {
+  parallel_tasks(blocks.count * chunks, small ? 1 : p.threads, [&](int64_t task) {
     const Block block = blocks[task % blocks.count];
     const int64_t w = block.width, queries = w / d;
     Scratch<A> scratch(w * (2 + kUnroll + 5 * kGroup) + kGroup * queries * D + kStatistics * d * D + d + 2 * D);
@@ -245,13 +254,8 @@ void forward(const NbfnetLayer& p) {
     A* boundary = a;
     Walk<A> walk(s, block, a + 2 * w);
     Scratch<A> copy(compact ? V * w : 0);
-    Scratch<uint8_t> reached(skip ? V : 0);
-    if (first_layer) {
-      use_boundary(p, walk, copy.get());
-    } else if (compact) {
-      walk.use_compact(copy.get());
-    }
-    if (skip) mark_reached(p, block, reached.get());
+    if (compact) walk.use_compact(copy.get());
+    const FirstLayer<A> first(first_layer, p, walk);
     const RowBuffers<A> b = {a + (2 + kUnroll) * w, a + (2 + kUnroll + kGroup) * w, a + (2 + kUnroll + 2 * kGroup) * w,
                              a + (2 + kUnroll + 3 * kGroup) * w, a + w};
     A* input = a + (2 + kUnroll + 4 * kGroup) * w;
@@ -270,27 +274,27 @@ void forward(const NbfnetLayer& p) {
       if (degree(p.graph, nodes[0]) != combined_degree) {
         combined_degree = degree(p.graph, nodes[0]);
         weights.combine(static_cast<const A*>(p.scalers) + kScalers * nodes[0], combined);
-        if (skip) {
+        if (skip_unreached) {
           unreached_pre(p, combined, unreached_y);
           epilogue(p, unreached_y, zeros, unreached_out);
         }
       }
       int64_t size = 0;
       for (int64_t k = 0; k < groups.size(i); ++k) {
-        if (!skip || reached.data()[nodes[k]]) {
+        if (!skip_unreached || first.reaches(nodes[k])) {
           nodes[size++] = nodes[k];
           continue;
         }
         const int64_t at = (nodes[k] * p.batch + block.query) * D;
         for (int64_t q = 0; q < queries; ++q) {
-          std::memcpy(static_cast<A*>(p.pre) + at + q * D, unreached_y, D * sizeof(A));
+          if (p.pre != nullptr) std::memcpy(static_cast<A*>(p.pre) + at + q * D, unreached_y, D * sizeof(A));
           std::memcpy(static_cast<A*>(p.out) + at + q * D, unreached_out, D * sizeof(A));
         }
       }
       for (int64_t k = 0; k < size; ++k) {
         boundary_row(p, block, nodes[k], boundary);
         pna_reduce_row(walk, nodes[k], static_cast<const A*>(boundary), node_buffers(b, k * w));
-        std::memcpy(input + k * w, walk.x + nodes[k] * walk.x_stride, w * sizeof(A));
+        std::memcpy(input + k * w, walk.x + walk.row(nodes[k]) * walk.x_stride, w * sizeof(A));
       }
       const int64_t rows = size * queries;
       for (int64_t r = 0; r < rows; ++r) std::memcpy(y + r * D, p.bias, D * sizeof(A));
@@ -300,11 +304,11 @@ void forward(const NbfnetLayer& p) {
       }
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t at = (nodes[r / queries] * p.batch + block.query + r % queries) * D;
-        std::memcpy(static_cast<A*>(p.pre) + at, y + r * D, D * sizeof(A));
+        if (p.pre != nullptr) std::memcpy(static_cast<A*>(p.pre) + at, y + r * D, D * sizeof(A));
         epilogue(p, y + r * D, input + r * d, static_cast<A*>(p.out) + at);
       }
     }
-  }
+  });
 }
 
 // Parameter gradients of one block, laid out like Weights, then bias and LayerNorm.
@@ -365,7 +369,7 @@ void epilogue_backward(const NbfnetLayer& p, const A* y, const A* grad_out, A* g
 template <class A>
 void backward_block(const NbfnetLayerBackward& args, const RelationalSpmm& s, Block block, const Groups& groups,
                     const Weights<A>& weights, const A* own_transposed, const ParameterGrads<A>& grads,
-                    A* shared_relation_grad, bool compact, bool clear, bool skip) {
+                    A* shared_relation_grad, bool compact, bool clear, bool skip_unreached) {
   const NbfnetLayer& p = args.forward;
   const int64_t d = p.dim, D = p.out_dim, V = p.graph.num_nodes, w = block.width, queries = w / d;
   const int64_t table = kStatistics * d * D, wide = kGroup * w;
@@ -388,24 +392,20 @@ void backward_block(const NbfnetLayerBackward& args, const RelationalSpmm& s, Bl
   A* unreached_total = unreached_gy + D;
   const A* statistics[kStatistics] = {b.s, b.hi, b.lo, b.q};
 
+  // The first layer has a gradient row for each source, and row 0 takes what nobody asks for.
   const bool first_layer = p.input == nullptr;
-  compact = compact || first_layer;
-  Scratch<A> copy(compact ? V * w : 0), copy_grad(compact ? V * w : 0);
-  Scratch<uint8_t> reached(skip ? V : 0);
-  if (skip) mark_reached(p, block, reached.get());
+  const FirstLayer<A> first(first_layer, p, walk);
+  const int64_t rows_of_x = first_layer ? first.count : V;
+  Scratch<A> copy(compact ? V * w : 0), copy_grad(compact || first_layer ? rows_of_x * w : 0);
   A* grad_output = first_layer ? nullptr : static_cast<A*>(args.grad_input) + walk.first_column;
   A* grad_input = grad_output;
-  if (first_layer) {
-    use_boundary(p, walk, copy.get());
-  } else if (compact) {
-    walk.use_compact(copy.get());
-  }
-  if (compact) {
+  if (compact) walk.use_compact(copy.get());
+  if (compact || first_layer) {
     walk.grad_stride = w;
     grad_input = copy_grad.get();
   }
   A* grad_relation = p.shared ? shared_relation_grad : static_cast<A*>(args.grad_relation) + walk.first_column;
-  for (int64_t v = 0; v < V; ++v) fill(grad_input + v * walk.grad_stride, w, A(0));
+  for (int64_t r = 0; r < rows_of_x; ++r) fill(grad_input + r * walk.grad_stride, w, A(0));
   for (int64_t r = 0; clear && r < p.num_relations; ++r)
     fill(grad_relation + r * walk.rel_stride, p.shared ? d : w, A(0));
   fill(grads.own, ParameterGrads<A>::size(d, D), A(0));
@@ -416,7 +416,7 @@ void backward_block(const NbfnetLayerBackward& args, const RelationalSpmm& s, Bl
   const A* scalers = nullptr;
   auto flush = [&] {  // d W_k += scaler_k d (combined)
     const A std = root(A(kMinVariance));
-    for (int64_t i = 0; skip && i < table / kStatistics; ++i) {
+    for (int64_t i = 0; skip_unreached && i < table / kStatistics; ++i) {
       combined_grad[(kStatistics - 1) * table / kStatistics + i] += std * unreached_total[i % D];
     }
     fill(unreached_total, D, A(0));
@@ -435,11 +435,11 @@ void backward_block(const NbfnetLayerBackward& args, const RelationalSpmm& s, Bl
       scalers = static_cast<const A*>(p.scalers) + kScalers * nodes[0];
       weights.combine(scalers, combined);
       for (int t = 0; t < kStatistics; ++t) transpose(combined + t * d * D, d, D, combined_transposed + t * d * D);
-      if (skip) unreached_pre(p, combined, unreached_y);
+      if (skip_unreached) unreached_pre(p, combined, unreached_y);
     }
     int64_t size = 0;
     for (int64_t k = 0; k < groups.size(i); ++k) {
-      if (!skip || reached.data()[nodes[k]]) {
+      if (!skip_unreached || first.reaches(nodes[k])) {
         nodes[size++] = nodes[k];
         continue;
       }
@@ -454,7 +454,7 @@ void backward_block(const NbfnetLayerBackward& args, const RelationalSpmm& s, Bl
     for (int64_t k = 0; k < size; ++k) {
       boundary_row(p, block, nodes[k], boundary + k * w);
       pna_reduce_row(walk, nodes[k], static_cast<const A*>(boundary + k * w), node_buffers(b, k * w));
-      std::memcpy(input + k * w, walk.x + nodes[k] * walk.x_stride, w * sizeof(A));
+      std::memcpy(input + k * w, walk.x + walk.row(nodes[k]) * walk.x_stride, w * sizeof(A));
     }
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t at = (nodes[r / queries] * p.batch + block.query + r % queries) * D;
@@ -479,7 +479,7 @@ void backward_block(const NbfnetLayerBackward& args, const RelationalSpmm& s, Bl
       const RowGrads<A> row = {
           feature_grad[0] + o, b.s + o, feature_grad[3] + o, b.hi + o, b.lo + o, feature_grad[1] + o,
           feature_grad[2] + o};
-      A* grad_row = grad_input + v * walk.grad_stride;
+      A* grad_row = grad_input + walk.row(v) * walk.grad_stride;
       const A* grad_out = static_cast<const A*>(args.grad_out) + (v * p.batch + block.query) * D;
       for (int64_t j = 0; j < w; ++j) grad_row[j] += input_grad[o + j];
       for (int64_t j = 0; p.residual && j < w; ++j) grad_row[j] += grad_out[j];
@@ -498,11 +498,11 @@ void backward_block(const NbfnetLayerBackward& args, const RelationalSpmm& s, Bl
   }
   flush();
   for (int64_t q = 0; first_layer && q < queries; ++q) {  // the boundary as input, besides as message
-    const A* grad = grad_input + p.source[block.query + q] * w + q * d;
+    const A* grad = grad_input + walk.row(p.source[block.query + q]) * w + q * d;
     A* grad_query = static_cast<A*>(args.grad_query) + (block.query + q) * d;
     for (int64_t j = 0; j < d; ++j) grad_query[j] += grad[j];
   }
-  for (int64_t v = 0; compact && !first_layer && v < V; ++v) {
+  for (int64_t v = 0; compact && v < V; ++v) {
     std::memcpy(grad_output + v * walk.columns_total, grad_input + v * w, w * sizeof(A));
   }
 }
@@ -523,18 +523,17 @@ void backward(const NbfnetLayerBackward& args) {
   const bool one_table = p.shared && 4 * blocks.count * table > p.graph.num_nodes * p.batch * d;
   const int64_t parts = one_table ? 1 : blocks.count;
   const int threads = one_table ? 1 : p.threads;
-  const bool compact = worth_compacting(blocks, blocks[0].width, 2, threads);
-  const bool skip = p.input == nullptr && keeps_zero<A>(p);
+  const bool compact = p.input != nullptr && worth_compacting(blocks, blocks[0].width, 2, threads);
+  const bool skip_unreached = p.input == nullptr && keeps_zero<A>(p);
   Scratch<A> relation_parts(p.shared ? parts * table : 0);
   Scratch<A> parameter_parts((blocks.count + 1) * parameters);
   const bool small = (p.graph.num_edges + V) * p.batch * d < 4096;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (!small && threads > 1)
-  for (int64_t i = 0; i < blocks.count; ++i) {
+  parallel_tasks(blocks.count, small ? 1 : threads, [&](int64_t i) {
     backward_block<A>(args, s, blocks[i], groups, weights, own_transposed.get(),
                       ParameterGrads<A>(parameter_parts.get() + i * parameters, d, D),
                       p.shared ? relation_parts.get() + (i % parts) * table : nullptr, compact, i == 0 || !one_table,
-                      skip);
-  }
+                      skip_unreached);
+  });
   if (p.shared) reduce_parts(relation_parts.get(), parts, table, static_cast<A*>(args.grad_relation));
   A* total = parameter_parts.get() + blocks.count * parameters;
   reduce_parts(parameter_parts.get(), blocks.count, parameters, total);

@@ -28,7 +28,7 @@ struct NbfnetLayer {
   const void* norm_weight;  // [D], or null: no LayerNorm
   const void* norm_bias;    // [D]
   const void* scalers;      // [V, 3]
-  void* pre;                // [V, B, D], before LayerNorm; kept for the backward pass
+  void* pre;                // [V, B, D], before LayerNorm, for the backward pass; or null
   void* out;                // [V, B, D]
   int threads;
 };

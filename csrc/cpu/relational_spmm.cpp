@@ -8,10 +8,11 @@
 // atomics or a transposed graph. Block widths depend on the shape alone: the bits do not depend on the threads.
 //
 // Per edge and column: forward 1 gather of input and relation (8 bytes, 2 flop; PNA 8 flop for all four statistics);
-// backward the same gather and two read-modify-writes. The row routines are in relational_rows.h.
+// backward the same gather and two read-modify-writes. The row routines are in relational_rows.h and
+// relational_grads.h.
 #include "cpu/relational_spmm.h"
 
-#include "cpu/relational_rows.h"
+#include "cpu/relational_grads.h"
 
 namespace il {
 namespace IL_ISA {
@@ -119,12 +120,11 @@ void forward(const RelationalSpmm& p) {
   const Blocks blocks = compact ? narrow : Blocks(p.batch, p.dim, kForwardColumns);
   const RowRanges ranges(p.graph, compact || small ? 1 : 256);
   const int64_t tasks = blocks.count * ranges.count;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(p.threads) if (!small && p.threads > 1)
-  for (int64_t task = 0; task < tasks; ++task) {
+  parallel_tasks(tasks, small ? 1 : p.threads, [&](int64_t task) {
     const int64_t range = task % ranges.count;
     const int64_t last = range + 1 == ranges.count ? p.graph.num_nodes : ranges.first(range + 1);
     forward_rows<T>(p, blocks[task / ranges.count], ranges.first(range), last, compact);
-  }
+  });
 }
 
 // ---- backward -------------------------------------------------------------------------------------------------
@@ -273,12 +273,11 @@ void backward(const RelationalSpmmBackward& args) {
   Scratch<A> relation_parts(p.shared ? parts * table : 0);
   Scratch<A> weight_parts(args.grad_weight != nullptr ? blocks.count * p.graph.num_edges : 0);
   const bool small = (p.graph.num_edges + p.graph.num_nodes) * p.batch * p.dim < 32768;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (!small && threads > 1)
-  for (int64_t i = 0; i < blocks.count; ++i) {
+  parallel_tasks(blocks.count, small ? 1 : threads, [&](int64_t i) {
     backward_block<T, A>(args, blocks[i], compact, i == 0 || !one_table,
                          p.shared ? relation_parts.get() + (i % parts) * table : nullptr,
                          args.grad_weight != nullptr ? weight_parts.get() + i * p.graph.num_edges : nullptr);
-  }
+  });
   if (p.shared) reduce_parts(relation_parts.get(), parts, table, static_cast<A*>(args.grad_relation));
   if (args.grad_weight != nullptr) {
     reduce_parts(weight_parts.get(), blocks.count, p.graph.num_edges, static_cast<A*>(args.grad_weight));

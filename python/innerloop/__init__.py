@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from . import compat, data, nn, ops, reference
     from .graph import RelGraph
+    from .ops.bellman_ford import Semiring, bellman_ford
     from .ops.nbfnet_layer import nbfnet_layer
     from .ops.relational_spmm import relational_spmm
     from .system import cpu_isa, cpu_isas, has_cuda_kernels
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 # name -> module that defines it; a module name alone maps to itself.
 _EXPORTS = {
     "RelGraph": ".graph",
+    "Semiring": ".ops.bellman_ford",
+    "bellman_ford": ".ops.bellman_ford",
     "nbfnet_layer": ".ops.nbfnet_layer",
     "relational_spmm": ".ops.relational_spmm",
     "cpu_isa": ".system",
@@ -31,7 +34,9 @@ _MODULES = ("compat", "data", "nn", "ops", "recipes", "reference")
 
 __all__ = [
     "RelGraph",
+    "Semiring",
     "__version__",
+    "bellman_ford",
     "compat",
     "cpu_isa",
     "cpu_isas",

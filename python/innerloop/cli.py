@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ``innerloop`` command: ``innerloop nbfnet fit|evaluate ...`` and ``innerloop doctor``."""
+"""The ``innerloop`` command: ``innerloop nbfnet fit|evaluate|explain ...`` and ``innerloop doctor``."""
 
 from __future__ import annotations
 
+import importlib
 import sys
 import traceback
 from collections.abc import Sequence
@@ -14,8 +15,19 @@ usage: innerloop COMMAND ...
   innerloop nbfnet fit            train NBFNet on an embedded data set and report the test split
   innerloop nbfnet fit --help     its settings
   innerloop nbfnet evaluate CKPT  rank the test split with a trained model
+  innerloop nbfnet explain HEAD RELATION TAIL
+                                  the paths behind a prediction of a trained model
+  innerloop nbfnet heuristics DATA
+                                  Katz, PageRank and graph distance as link predictors
+  innerloop ultra predict CKPT HEAD RELATION
+                                  the tails an ULTRA checkpoint expects, on any data set
+  innerloop ultra evaluate CKPT   rank the test split with an ULTRA checkpoint
+  innerloop ultra fit CKPT        fine-tune it
   innerloop doctor                which implementation each operator takes on this machine, and why
 """
+
+
+_COMMANDS = {"nbfnet": ("fit", "evaluate", "explain", "heuristics"), "ultra": ("predict", "evaluate", "fit")}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,13 +41,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from innerloop import doctor
 
         return doctor.main(arguments[1:]) or 0
-    if command == "nbfnet":
-        return _nbfnet(arguments[1:])
+    if command in ("nbfnet", "ultra"):
+        return _recipe(command, arguments[1:])
     print(f"innerloop: unknown command {command!r}\n\n{_USAGE}", end="", file=sys.stderr)
     return 2
 
 
-def _nbfnet(arguments: list[str]) -> int:
+def _recipe(name: str, arguments: list[str]) -> int:
     from innerloop.recipes._memory import keep_freed_memory
 
     keep_freed_memory()  # before torch makes its first tensor
@@ -49,19 +61,21 @@ def _nbfnet(arguments: list[str]) -> int:
         )
         return 1
 
-    from innerloop.recipes.nbfnet import evaluate, fit
     from innerloop.recipes.nbfnet.module import Interrupted
+
+    recipe = importlib.import_module(f"innerloop.recipes.{name}")
+    commands = {command: getattr(recipe, command) for command in _COMMANDS[name]}
 
     # --batch-size and --batch_size are the same option.
     for i, word in enumerate(arguments):
         if word.startswith("--"):
-            name, equals, value = word.partition("=")
-            arguments[i] = "--" + name[2:].replace("-", "_") + equals + value
+            option, equals, value = word.partition("=")
+            arguments[i] = "--" + option[2:].replace("-", "_") + equals + value
     try:
         auto_cli(
-            {"fit": fit, "evaluate": evaluate},
+            commands,
             args=arguments or ["--help"],
-            prog="innerloop nbfnet",
+            prog=f"innerloop {name}",
         )
     except Interrupted as stop:
         print(f"innerloop: {stop} with --resume auto", file=sys.stderr)

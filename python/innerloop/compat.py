@@ -16,7 +16,11 @@ from .ops.relational_spmm import relational_spmm
 __all__ = ["generalized_rspmm"]
 
 
-def generalized_rspmm(*args: Tensor, sum: str = "add", mul: str = "mul") -> Tensor:
+_SPARSE = ("sparse", "relation", "input", "sum", "mul")
+_EDGES = ("edge_index", "edge_type", "edge_weight", "relation", "input", "sum", "mul")
+
+
+def generalized_rspmm(*args: Tensor | str, **kwargs: Tensor | str) -> Tensor:
     """`generalized_rspmm` of torchdrug and of NBFNet-PyG / ULTRA, told apart by their arguments.
 
     - ``generalized_rspmm(sparse, relation, input, sum, mul)`` (torchdrug): `sparse` is a 3-D COO tensor indexed
@@ -38,28 +42,27 @@ def generalized_rspmm(*args: Tensor, sum: str = "add", mul: str = "mul") -> Tens
         ValueError: a `sparse` that is not a 3-D COO tensor, an unknown `sum` or `mul`, or shapes that do not fit.
         IndexError: an id out of range.
     """
-    args, sum, mul = _positional_names(args, sum, mul)
+    first = args[0] if args else kwargs.get("sparse")
+    sparse = isinstance(first, Tensor) and (first.layout != torch.strided or "sparse" in kwargs)
+    names = _SPARSE if sparse or (len(args) == 3 and "relation" not in kwargs) else _EDGES
+    given = dict(zip(names, args, strict=False))
+    wrong = [k for k in kwargs if k in given or k not in names]
+    given = {"sum": "add", "mul": "mul"} | given | kwargs
+    if len(args) > len(names) or wrong or set(given) != set(names):
+        raise TypeError(
+            f"generalized_rspmm: {len(args)} arguments and {', '.join(kwargs) or 'no'} keywords, expected "
+            f"({', '.join(_SPARSE)}) or ({', '.join(_EDGES)})"
+        )
+    sum, mul = given["sum"], given["mul"]
     if sum not in ("add", "max", "min"):
         raise ValueError(f"generalized_rspmm: sum is {sum!r}, expected one of add, max, min")
     if mul not in ("mul", "add"):
         raise ValueError(f"generalized_rspmm: mul is {mul!r}, expected one of mul, add")
-    if len(args) == 3:
-        return _from_sparse(*args, sum=sum, mul=mul)
-    if len(args) == 5:
-        edge_index, edge_type, edge_weight, relation, input = args
-        graph = RelGraph(edge_index, edge_type, len(input), len(relation), flow="target_to_source")
-        return relational_spmm(graph, relation, input, sum=sum, mul=mul, edge_weight=edge_weight)
-    raise TypeError(
-        f"generalized_rspmm: {len(args)} tensors, expected (sparse, relation, input) or "
-        "(edge_index, edge_type, edge_weight, relation, input)"
-    )
-
-
-def _positional_names(args: tuple, sum: str, mul: str) -> tuple[tuple, str, str]:
-    """Both peers also take `sum` and `mul` by position, after the tensors."""
-    names = [a for a in args if isinstance(a, str)]
-    tensors = tuple(a for a in args if not isinstance(a, str))
-    return tensors, *(names + [sum, mul][len(names) :])[:2]
+    if names is _SPARSE:
+        return _from_sparse(given["sparse"], given["relation"], given["input"], sum=sum, mul=mul)
+    relation, input = given["relation"], given["input"]
+    graph = RelGraph(given["edge_index"], given["edge_type"], len(input), len(relation), flow="target_to_source")
+    return relational_spmm(graph, relation, input, sum=sum, mul=mul, edge_weight=given["edge_weight"])
 
 
 def _from_sparse(sparse: Tensor, relation: Tensor, input: Tensor, sum: str, mul: str) -> Tensor:

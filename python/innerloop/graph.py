@@ -84,7 +84,7 @@ class RelGraph:
     def _build(self) -> Tensor:
         from . import _cpu
 
-        csr = torch.empty(_csr_length(self.num_nodes, self.num_edges), dtype=torch.int32)
+        csr = torch.empty(_csr_length(self.num_nodes, self.num_edges), dtype=torch.int32, device="cpu")
         source, destination = self.edge_index.cpu().contiguous()
         _cpu.build_csr(
             csr,
@@ -183,7 +183,7 @@ class RelGraph:
         from . import _cpu
 
         kept = self.num_edges - int(torch.count_nonzero(mask))
-        csr = torch.empty(_csr_length(self.num_nodes, kept), dtype=torch.int32)
+        csr = torch.empty(_csr_length(self.num_nodes, kept), dtype=torch.int32, device="cpu")
         _cpu.drop_edges(csr, self.csr, mask, kept)
         return RelGraph._from_parts(
             _kept=(self, mask),

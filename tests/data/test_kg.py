@@ -2,7 +2,6 @@
 """Readers of knowledge graph files: formats, vocabularies, error texts, the data sets at hand."""
 
 import lzma
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -188,14 +187,6 @@ def test_unknown_embedded_name():
         load_embedded("fb15k")
 
 
-def shared_kg() -> Path:
-    default = Path(__file__).parents[2].parent / "shared" / "data"
-    folder = Path(os.environ.get("INNERLOOP_SHARED_DATA", default)) / "kg"
-    if not folder.is_dir():
-        pytest.skip(f"{folder} is absent")
-    return folder
-
-
 @pytest.mark.parametrize(
     ("name", "counts"),
     [
@@ -206,8 +197,8 @@ def shared_kg() -> Path:
         ("umls", (135, 46, 5216, 652, 661)),
     ],
 )
-def test_shared_transductive(name, counts):
-    kg = read_kg(shared_kg() / name)
+def test_shared_transductive(name, counts, shared_data):
+    kg = read_kg(shared_data / "kg" / name)
     sizes = [len(split.targets) for split in (kg.train, kg.valid, kg.test)]
     assert (kg.test.num_entities, kg.num_relations, *sizes) == counts
     assert len(kg.test.filter) == sum(sizes)
@@ -232,8 +223,8 @@ def test_shared_transductive(name, counts):
         ("nell_v4", (2092, 76, 7546, 876, 2795, 7073, 731)),
     ],
 )
-def test_shared_inductive(name, counts):
-    kg = read_kg(shared_kg() / "grail" / name)
+def test_shared_inductive(name, counts, shared_data):
+    kg = read_kg(shared_data / "kg" / "grail" / name)
     assert kg.inductive
     assert counts == (
         kg.train.num_entities,

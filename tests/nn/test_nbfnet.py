@@ -2,6 +2,7 @@
 """GeneralizedRelationalConv and NBFNet against the formulas of the paper, written out slowly."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -324,3 +325,76 @@ def test_graph_without_inverses_is_an_error():
     model, _ = model_and_graph()
     with pytest.raises(ValueError, match=f"{R} relations.*{2 * R}"):
         model(make_graph(V=12), SOURCE, RELATION)
+
+
+# ---- explain ----
+
+
+def test_explain_finds_the_only_path():
+    """0 → 1 → 2 → 3 beside a branch that does not reach the target."""
+    graph = RelGraph(torch.tensor([[0, 1, 2, 1, 4], [1, 2, 3, 4, 5]]), torch.tensor([0, 1, 0, 1, 0]), 6, 4)
+    model = NBFNet(2, dim=8, num_layers=4).double()
+    (path,) = model.explain(graph, 0, 1, 3)
+    assert path.edges == [0, 1, 2]
+    assert math.isfinite(path.weight)
+    assert model.explain(graph, 3, 1, 0) == []  # out of reach
+
+
+@pytest.mark.parametrize(("message", "aggregate"), [("distmult", "pna"), ("transe", "sum"), ("rotate", "max")])
+def test_explained_weights_are_finite_differences(message, aggregate):
+    torch.manual_seed(3)
+    # No edge twice: equal messages tie in a maximum, where a difference sees a kink.
+    keys = torch.randperm(7 * 7 * 4)[:25]
+    graph = RelGraph(torch.stack([keys % 7, keys // 7 % 7]), keys // 49, 7, 4)
+    model = NBFNet(2, dim=8, num_layers=3, message=message, aggregate=aggregate).double()
+    paths = model.explain(graph, 0, 2, 5, k=5, num_beam=50)
+    assert paths
+    query = torch.tensor([0]), torch.tensor([2]), torch.tensor([[5]])
+
+    def score(layer, edge, step):
+        weights = [torch.ones(25, dtype=torch.float64) for _ in model.layers]
+        weights[layer][edge] += step
+        with torch.no_grad():
+            return model(graph, *query, weights).item()
+
+    h = 1e-6
+    for path in paths:
+        steps = [(score(t, e, h) - score(t, e, -h)) / (2 * h) for t, e in enumerate(path.edges)]
+        assert path.weight == pytest.approx(sum(steps) / len(steps), rel=1e-4, abs=1e-8)
+
+
+def test_explained_paths_are_the_best_of_all():
+    """With a beam wide enough, the search equals the enumeration of every path that meets the target once, last."""
+    torch.manual_seed(1)
+    graph = RelGraph(torch.randint(0, 5, (2, 12)), torch.randint(0, 2, (12,)), 5, 2)
+    model = NBFNet(1, dim=4, num_layers=3).double()
+    weights = [torch.ones(12, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    score = model(graph, torch.tensor([0]), torch.tensor([1]), torch.tensor([[4]]), weights)
+    grads = torch.autograd.grad(score.sum(), weights)
+    source, target = graph.edge_index.tolist()
+    expected = []
+    for length in (1, 2, 3):
+        for path in itertools.product(range(12), repeat=length):
+            ends = [target[e] for e in path]
+            joined = source[path[0]] == 0 and all(source[b] == target[a] for a, b in itertools.pairwise(path))
+            if joined and ends[-1] == 4 and 4 not in ends[:-1]:
+                expected.append((sum(grads[t][e].item() for t, e in enumerate(path)) / length, list(path)))
+    expected.sort(key=lambda p: -p[0])
+    found = model.explain(graph, 0, 1, 4, k=6, num_beam=500)
+    assert [p.weight for p in found] == pytest.approx([w for w, _ in expected[:6]])
+    assert {tuple(p.edges) for p in found} <= {tuple(p) for _, p in expected}
+    assert model.explain(graph, 0, 1, 4, k=1000, num_beam=500).__len__() == len(expected)
+
+
+def test_explain_errors():
+    graph = RelGraph(torch.tensor([[0], [1]]), torch.tensor([0]), 2, 2)
+    model = NBFNet(1, dim=4, num_layers=2)
+    with pytest.raises(IndexError, match="target holds 5"):
+        model.explain(graph, 0, 0, 5)
+    with pytest.raises(ValueError, match="k is 0"):
+        model.explain(graph, 0, 0, 1, k=0)
+    weighted = RelGraph(graph.edge_index, graph.edge_type, 2, 2, edge_weight=torch.ones(1))
+    with pytest.raises(ValueError, match="has edge weights"):
+        model.explain(weighted, 0, 0, 1)
+    with pytest.raises(ValueError, match="1 tensors, expected 2"):
+        model(graph, torch.tensor([0]), torch.tensor([0]), None, [torch.ones(1)])

@@ -70,6 +70,30 @@ def test_defaults_are_add_and_mul():
     assert torch.equal(actual, expected)
 
 
+def test_arguments_by_name():
+    case = two_dim_case()
+    names = ("edge_index", "edge_type", "edge_weight", "relation", "input")
+    tensors = (case.edge_index.flip(0), case.edge_type, case.edge_weight, case.relation, case.input)
+    given = dict(zip(names, tensors, strict=True))
+    expected = pyg(case, "max", "add")
+    for position in range(6):
+        named = {name: given[name] for name in names[position:]}
+        assert torch.equal(generalized_rspmm(*tensors[:position], **named, sum="max", mul="add"), expected)
+    indices, values = torch.zeros(3, 1, dtype=torch.int64), torch.ones(1, dtype=torch.float64)
+    sparse = torch.sparse_coo_tensor(indices, values, (9, 9, 3), check_invariants=True)
+    by_name = generalized_rspmm(sparse=sparse, relation=case.relation, input=case.input)
+    assert torch.equal(by_name, generalized_rspmm(sparse, case.relation, case.input))
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs"),
+    [((), {}), (("add",), {}), (5 * ("add",), {"sum": "add"}), (8 * ("add",), {}), (5 * ("add",), {"input": "add"})],
+)
+def test_neither_call_form(args, kwargs):
+    with pytest.raises((TypeError, ValueError), match=r"(generalized_rspmm|RelGraph): .*expected"):
+        generalized_rspmm(*args, **kwargs)
+
+
 @pytest.mark.parametrize("form", [torchdrug, pyg])
 @pytest.mark.parametrize(("sum", "identity"), [("add", 0), ("max", -torch.inf), ("min", torch.inf)])
 def test_rows_without_edges_hold_the_identity(form, sum, identity):

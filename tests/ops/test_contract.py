@@ -16,6 +16,7 @@ from tolerances import assert_close
 
 # Registered op: where its tests are. A new op belongs here, and its calls in _calls() below.
 TESTED = {
+    "bellman_ford": "test_bellman_ford.py",
     "nbfnet_layer": "test_nbfnet_layer.py",
     "nbfnet_layer_backward": "test_nbfnet_layer.py",
     "relational_spmm": "test_relational_spmm.py",
@@ -128,11 +129,18 @@ def _calls() -> dict[str, torch.Tensor]:
         results[f"{sum} {mul}"] = case.op(sum, mul)
         for name, grad in gradients(lambda c, s=sum, m=mul: c.op(s, m), case).items():
             results[f"{sum} {mul} {name}"] = grad
-    for mul, d in itertools.product(MULS, (6, 32)):
-        layer = make_layer(d=d, dtype=torch.float32, mul=mul)
-        results[f"layer {mul} {d}"] = layer.op()
+    for mul, d, first in itertools.product(MULS, (6, 32), (False, True)):
+        layer = make_layer(d=d, dtype=torch.float32, mul=mul, first=first)
+        results[f"layer {mul} {d} {first}"] = layer.op()
         for name, grad in gradients(Layer.op, layer).items():
-            results[f"layer {mul} {d} {name}"] = grad
+            results[f"layer {mul} {d} {first} {name}"] = grad
+    case = make_case(V=40, E=160)
+    for semiring, steps in itertools.product(("distance", "widest", "reliable", "ppr", "logsumexp"), (3, None)):
+        if semiring == "logsumexp" and steps is None:
+            continue
+        weight = case.edge_weight.abs().float().clamp(max=1)
+        result = innerloop.bellman_ford(case.graph, range(25), semiring, edge_weight=weight, steps=steps)
+        results[f"bellman_ford {semiring} {steps}"] = result.value
     return results
 
 
@@ -148,7 +156,7 @@ def test_instruction_sets_agree(isa, here, tmp_path):
     path = tmp_path / "results.pt"
     calls = inspect.getsource(_calls)
     chosen = run_python(
-        "import itertools, innerloop, torch\nfrom cases import MULS, PAIRS, gradients, make_case\n"
+        "import innerloop, itertools, torch\nfrom cases import MULS, PAIRS, gradients, make_case\n"
         "from layers import Layer, make_layer\n"
         f"{calls}\ntorch.save(_calls(), {str(path)!r})\nprint(innerloop.cpu_isa())",
         INNERLOOP_CPU=isa,
@@ -196,7 +204,9 @@ for sum in ("pna", "max"):
     case = make_case(d=8, dtype=torch.float32)
     gradients(lambda c: c.op(sum, "rotate"), case)
 case.graph.drop(torch.tensor([1]))
-gradients(Layer.op, make_layer(dtype=torch.float32))
+for first in (False, True):
+    gradients(Layer.op, make_layer(dtype=torch.float32, first=first))
+innerloop.bellman_ford(case.graph, [1, 2, 3], edge_weight=torch.rand(40), predecessors=True)
 assert {name for name, _, _ in calls} == set(originals), "a kernel was not called"
 
 fake = FakeTensorMode()

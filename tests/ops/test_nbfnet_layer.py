@@ -47,10 +47,11 @@ def test_forward_and_backward_float64(shape, mul, device):
             assert_close(grad, expected[name], op="nbfnet_layer")
 
 
+@pytest.mark.parametrize("first", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("mul", MULS)
-def test_dtypes(mul, dtype, device):
-    layer = make_layer(d=32, dtype=dtype, device=device, mul=mul, norm=False)
+def test_dtypes(mul, dtype, first, device):
+    layer = make_layer(d=32, dtype=dtype, device=device, mul=mul, norm=False, first=first)
     exact = layer.map(Tensor.double)
     assert layer.op().dtype == dtype
     assert_close_to_truth(layer.op(), layer.reference(), exact.reference(), op="nbfnet_layer")
@@ -71,7 +72,7 @@ def test_gradcheck(mul, per_query, first):
     # A sparse graph for the first layer, where most rows are then not reached. Their std is a constant, and where a
     # message is a constant zero the extrema are ties: differences would see kinks there.
     V, E = (8, 4) if first else (4, 8)
-    layer = make_layer(V, E, 2, 2, 2, 3, mul=mul, per_query=per_query, first=first)
+    layer = (make_first_layer if first else make_layer)(V=V, E=E, R=2, B=2, d=2, D=3, mul=mul, per_query=per_query)
     names = list(layer.tensors)
     layer = layer.map(lambda x: torch.randn_like(x).requires_grad_())
 
@@ -91,6 +92,21 @@ def test_only_wanted_gradients():
         assert torch.equal(grad, expected[name])
 
 
+def make_first_layer(**options) -> Layer:
+    """A first layer whose first query has an out-edge."""
+    layer = make_layer(first=True, **options)
+    layer.source[0] = layer.graph.edge_index[0, 0]
+    return layer
+
+
+def unreached(layer: Layer) -> Tensor:
+    source, target = layer.graph.edge_index
+    reached = torch.zeros(layer.graph.num_nodes, dtype=torch.bool)
+    reached[layer.source] = True
+    reached[target[torch.isin(source, layer.source)]] = True
+    return ~reached
+
+
 FIRST_LAYERS = {
     "sparse": {"V": 60, "E": 50, "B": 7},
     "one-query": {"V": 30, "E": 40, "B": 1},
@@ -104,7 +120,8 @@ FIRST_LAYERS = {
 @pytest.mark.parametrize("what", FIRST_LAYERS)
 def test_first_layer_is_the_layer_of_the_boundary(what):
     """Rows that no query reaches are not computed one by one: nothing but time may change."""
-    first = make_layer(first=True, **FIRST_LAYERS[what])
+    first = make_first_layer(**FIRST_LAYERS[what])
+    assert unreached(first).any() == (what != "dense")
     query = first.floats["query"]
     boundary = query.new_zeros(first.graph.num_nodes, *query.shape)
     boundary[first.source, torch.arange(len(query))] = query
@@ -112,17 +129,72 @@ def test_first_layer_is_the_layer_of_the_boundary(what):
     assert_close(first.op(), full.op(), op="nbfnet_layer")
     expected = gradients(Layer.op, full)
     expected["query"] += expected.pop("input")[first.source, torch.arange(len(query))]
+    assert (expected["relation"] != 0).any()
     for name, grad in gradients(Layer.op, first).items():
         assert_close(grad, expected[name], op="nbfnet_layer")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_first_layer_with_a_relation_that_is_not_finite(value):
-    layer = make_layer(V=20, E=30, first=True, norm=False)
-    layer.floats["relation"][1, 0, 2] = value
+@pytest.mark.parametrize(("name", "at"), [("relation", (1, 0, 2)), ("weight", (3, 0)), ("weight", (3, 20))])
+def test_first_layer_with_a_number_that_is_not_finite(name, at, value):
+    layer = make_first_layer(V=20, E=30, norm=False, relu=False)
+    layer.floats[name][at] = value
     out = layer.op()
-    assert out.isnan().any()
+    assert not out.isfinite().all()
     torch.testing.assert_close(out, layer.reference(), equal_nan=True)
+
+
+@pytest.mark.parametrize("per_query", [False, True])
+def test_first_layer_bits_do_not_depend_on_threads(per_query):
+    layer = make_first_layer(V=300, E=900, B=40, d=32, per_query=per_query, dtype=torch.float32)
+    before = torch.get_num_threads()
+    results = []
+    for threads in (1, 2, 4):
+        torch.set_num_threads(threads)
+        results.append([layer.op(), *gradients(Layer.op, layer).values()])
+    torch.set_num_threads(before)
+    for result in results[1:]:
+        assert all(map(torch.equal, result, results[0]))
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_result_is_the_same_with_and_without_gradients(first):
+    """Without gradients the values before LayerNorm are not kept."""
+    layer = make_first_layer() if first else make_layer()
+    wanted = layer.map(lambda x: x.clone().requires_grad_())
+    assert torch.equal(layer.op(), wanted.op())
+    with Record() as record:
+        layer.op()
+    ((args, kwargs),) = record.of("nbfnet_layer")
+    assert torch.ops.innerloop.nbfnet_layer(*args, **kwargs)[1].numel() == 0
+
+
+@filter_torch_warnings
+@pytest.mark.parametrize("first", [False, True])
+def test_compile_with_dynamic_sizes(first):
+    """One compilation serves every batch size."""
+    torch._dynamo.reset()
+    count = 0
+
+    def backend(module, inputs):
+        nonlocal count
+        count += 1
+        return module
+
+    layer = (make_first_layer if first else make_layer)(V=20, B=7, dtype=torch.float32)
+    graph, scalers = layer.graph, layer.scalers
+
+    @torch.compile(fullgraph=True, backend=backend, dynamic=True)
+    def compiled(relation, input, source, *rest):
+        return innerloop.nbfnet_layer(graph, relation, input, source, *rest, scalers)
+
+    for batch in (7, 5, 3, 2):  # never 6, the number of channels: torch takes equal sizes for one
+        relation, input, source, query, *rest = layer.arguments()[:-1]
+        relation, input = relation[:, :batch].contiguous(), None if first else input[:, :batch].contiguous()
+        args = (relation, input, source[:batch].clone(), query[:batch].clone(), *rest)
+        expected = innerloop.nbfnet_layer(graph, *args, scalers)
+        assert_close(compiled(*args), expected, op="nbfnet_layer")
+    assert count == 1
 
 
 @pytest.mark.parametrize("order", ["transposed", "every-other", "expanded"])
@@ -147,6 +219,7 @@ OPCHECK = {
     "no-norm-shared": {"norm": False, "per_query": False, "D": 5},
     "no-edges": {"E": 0},
     "first": {"first": True},
+    "first-requires-grad": {"first": True},
 }
 
 
@@ -161,7 +234,7 @@ def test_opcheck(name, what):
 
     def prepare(x):
         floating = isinstance(x, Tensor) and x.is_floating_point()
-        return x.detach().requires_grad_(what == "requires-grad") if floating else x
+        return x.detach().requires_grad_(what.endswith("requires-grad")) if floating else x
 
     args = tuple(prepare(x) for x in args)
     torch.library.opcheck(getattr(torch.ops.innerloop, name).default, args, kwargs)
@@ -243,6 +316,57 @@ def test_derivatives_that_are_not_there_raise(nested):
 
     with pytest.raises((NotImplementedError, RuntimeError), match=r"nbfnet_layer|jvp"):
         derive()
+
+
+MIXED = [
+    ("input", torch.float32, ValueError, "relation has dtype"),
+    ("relation", torch.float32, ValueError, "relation has dtype"),
+    ("relation", torch.int64, ValueError, "relation has dtype"),
+    ("bias", torch.float64, ValueError, "bias has dtype"),
+]
+
+
+@pytest.mark.parametrize(("name", "dtype", "error", "match"), MIXED)
+def test_mixed_dtypes_raise_and_never_round(name, dtype, error, match):
+    layer = make_layer(dtype=torch.bfloat16)
+    with pytest.raises(error, match=match):
+        replace(layer, floats=layer.floats | {name: layer.floats[name].to(dtype)}).op()
+
+
+@pytest.mark.parametrize("name", [name for name in FLOATS if name != "input"])
+def test_arguments_that_are_no_tensors(name):
+    layer = make_layer()
+    value = None if name in ("relation", "query", "weight", "bias") else 1.0
+    with pytest.raises(TypeError, match=f"nbfnet_layer: {name} is (NoneType|float), expected a tensor"):
+        replace(layer, floats=layer.floats | {name: value}).op()
+
+
+OUT_OF_MEMORY = """
+import resource, torch
+import innerloop, pytest
+torch.set_num_threads(2)
+V = 3_000_000
+graph = innerloop.RelGraph(torch.zeros(2, 0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), V, 1)
+args = (torch.ones(1, 4), torch.zeros(V, 4, 4), torch.zeros(4, dtype=torch.int64), torch.ones(4, 4),
+        torch.ones(1, 52), torch.zeros(1), None, None, torch.ones(V, 3))
+size = int(open("/proc/self/statm").read().split()[0]) * 4096
+resource.setrlimit(resource.RLIMIT_AS, (size + 70_000_000, size + 70_000_000))  # out takes 48 million
+with pytest.raises(MemoryError, match="no memory for .* bytes of scratch"), torch.no_grad():
+    innerloop.nbfnet_layer(graph, *args, residual=False)
+print("survived")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
+def test_out_of_memory_is_an_error():
+    assert run_python(OUT_OF_MEMORY) == "survived\n"
+
+
+def test_first_layer_of_integers():
+    layer = make_layer(first=True)
+    floats = {k: None if v is None else v.long() for k, v in layer.floats.items()}
+    with pytest.raises(ValueError, match=r"nbfnet_layer: (query|relation) has"):
+        replace(layer, floats=floats).op()
 
 
 def test_no_output_channels():
@@ -414,9 +538,9 @@ def status(key):
     text = pathlib.Path("/proc/self/status").read_text()
     return int(re.search(key + r":\\s+(\\d+)", text)[1]) * 1024
 
-def extra(way, V, E):
-    layer = make_layer(V, E, 5, 8, 32, dtype=torch.float32)
-    grad_out = torch.rand_like(layer.floats["input"])
+def extra(way, V, E, B=8, first=False):
+    layer = make_layer(V, E, 5, B, 32, dtype=torch.float32, first=first)
+    grad_out = torch.rand(V, B, 32)
     tensors = [x.requires_grad_() for x in layer.tensors.values()]
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again at VmRSS
     before = status("VmRSS")
@@ -427,12 +551,15 @@ def extra(way, V, E):
 extra("op", 10, 100)  # code and threads are loaded
 extra("reference", 10, 100)
 print(extra("op", 20_000, 30_000), extra("reference", 5_000, 7_500))
+print(extra("op", 20_000, 30_000, first=True), extra("op", 80_000, 120_000, B=1, first=True))
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
 def test_memory_bound():
     """Forward and backward keep one tensor of the output's size, and no 4- or 12-fold one."""
-    op, plain = map(float, run_python(MEMORY).split())
+    op, plain, first, first_of_one = map(float, run_python(MEMORY).split())
     assert plain > 12, "the plain way must exceed the bound, or this test cannot fail"
     assert op <= 1.5
+    assert first <= 1.25  # the values before LayerNorm, and no input
+    assert first_of_one <= 1.5

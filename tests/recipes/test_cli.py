@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from innerloop.cli import main
+from innerloop.data import read_kg
 
 pytest.importorskip("pytorch_lightning")
 pytest.importorskip("jsonargparse")
@@ -23,7 +24,7 @@ def test_help(capsys):
     assert stop.value.code == 0
     out = capsys.readouterr().out
     assert "folder of another data set" in out
-    assert "default: fb237_v1" in out
+    assert "fb237_v1 (the default)" in out
 
 
 def test_unknown_command(capsys):
@@ -45,6 +46,23 @@ def test_fit_then_evaluate_print_the_same_row(tiny, tmp_path, monkeypatch, capfd
     assert row in again.out
 
 
+def test_explain_prints_paths_with_names(tiny, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert main(["nbfnet", "fit", "--data", str(tiny), *SMALL]) == 0
+    capfd.readouterr()
+    kg = read_kg(tiny)
+    h, r, t = kg.test.targets[0].tolist()
+    triple = kg.test.entities[h], kg.relations[r], kg.test.entities[t]
+    checkpoint = ["--checkpoint", "runs/nbfnet/tiny/best.ckpt"]
+    assert main(["nbfnet", "explain", *triple, *checkpoint]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[0].startswith(f"({', '.join(triple)}): score")
+    assert f" {triple[0]} -[" in lines[3]
+    assert all(line.endswith(f"]-> {triple[2]}") for line in lines[3:] if line)
+    assert main(["nbfnet", "explain", "nobody", *triple[1:], *checkpoint]) == 1
+    assert "head is 'nobody', expected one of the data set's" in capfd.readouterr().err
+
+
 def test_published_numbers_stand_below_the_measured_ones(tmp_path, monkeypatch, capfd):
     """The embedded data set, no network, no path."""
     monkeypatch.chdir(tmp_path)
@@ -62,6 +80,10 @@ def test_published_numbers_stand_below_the_measured_ones(tmp_path, monkeypatch, 
     [
         (["fit", "--dataset", "fb15k"], "dataset 'fb15k' does not ship with innerloop"),
         (["fit", "--data", "nowhere"], "nowhere: no such folder"),
+        (
+            ["fit", "--data", "x", "--dataset", "fb237_v1"],
+            "dataset is 'fb237_v1' and data 'x': expected one of the two",
+        ),
         (["fit", "--epochs", "0"], "epochs must be at least 1, got 0"),
         (["fit", "--resume", "no.ckpt"], "no.ckpt: no such checkpoint"),
         (["evaluate", "no.ckpt"], "no.ckpt: no such checkpoint"),

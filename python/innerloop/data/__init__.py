@@ -9,12 +9,15 @@ from innerloop.data.kg import (
     read_kg,
     read_triples,
 )
+from innerloop.data.links import LinkGraph, read_links
 
 __all__ = [
     "KnowledgeGraph",
+    "LinkGraph",
     "Split",
     "find_dataset",
     "load_embedded",
     "read_kg",
+    "read_links",
     "read_triples",
 ]

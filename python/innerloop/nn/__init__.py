@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """torch.nn modules on the ops."""
 
-from .nbfnet import GeneralizedRelationalConv, NBFNet, pna_scalers
+from .nbfnet import ExplainedPath, GeneralizedRelationalConv, NBFNet, pna_scalers
+from .ultra import Ultra, relation_graph
 
-__all__ = ["GeneralizedRelationalConv", "NBFNet", "pna_scalers"]
+__all__ = ["ExplainedPath", "GeneralizedRelationalConv", "NBFNet", "Ultra", "pna_scalers", "relation_graph"]

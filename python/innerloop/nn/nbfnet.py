@@ -8,6 +8,9 @@ statistic-minor ([mean, max, min, std]), the product feature-major and scaler-mi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,7 +19,7 @@ from ..graph import RelGraph
 from ..ops.nbfnet_layer import combine_pna, nbfnet_layer
 from ..ops.relational_spmm import SUMS, relational_spmm
 
-__all__ = ["GeneralizedRelationalConv", "NBFNet", "pna_scalers"]
+__all__ = ["ExplainedPath", "GeneralizedRelationalConv", "NBFNet", "pna_scalers"]
 
 _MESSAGES = {"distmult": "mul", "transe": "add", "rotate": "rotate", "min": "min", "and": "and"}
 _ACTIVATIONS = {"relu": F.relu, "none": lambda x: x}
@@ -110,9 +113,15 @@ class GeneralizedRelationalConv(nn.Module):
         boundary: Tensor,
         edge_weight: Tensor | None = None,
     ) -> Tensor:
+        return self.step(graph, self.relation_table(query), input, boundary, edge_weight)
+
+    def step(
+        self, graph: RelGraph, relation: Tensor, input: Tensor, boundary: Tensor, edge_weight: Tensor | None = None
+    ) -> Tensor:
+        """`forward` with given edge representations, (2R, B, d) or (2R, d)."""
         update = relational_spmm(
             graph,
-            self.relation_table(query).to(input.dtype),
+            relation.to(input.dtype),
             input,
             sum=self.aggregate,
             mul=_MESSAGES[self.message],
@@ -163,6 +172,15 @@ class GeneralizedRelationalConv(nn.Module):
             f"{self.input_dim}, {self.output_dim}, num_relations={self.num_relations}, message={self.message}, "
             f"aggregate={self.aggregate}, dependent={self.dependent}"
         )
+
+
+class ExplainedPath(NamedTuple):
+    """A path that contributes to a prediction, see :meth:`NBFNet.explain`."""
+
+    weight: float
+    """Mean over its steps of d score / d edge weight of the step's layer."""
+    edges: list[int]
+    """Positions in `graph.edge_index`, first step first."""
 
 
 class NBFNet(nn.Module):
@@ -228,7 +246,7 @@ class NBFNet(nn.Module):
         source: Tensor,
         relation: Tensor,
         target: Tensor | None = None,
-        edge_weight: Tensor | None = None,
+        edge_weight: Tensor | Sequence[Tensor] | None = None,
     ) -> Tensor:
         """Scores of (source, relation, target) as logits.
 
@@ -236,7 +254,7 @@ class NBFNet(nn.Module):
             graph: V nodes and 2R relations.
             source: int64 (B,). relation: int64 (B,) in [0, 2R); a head query (?, r, t) is source t, relation r + R.
             target: int64 (B, N), or None for all nodes.
-            edge_weight: floating (E,) weights of the messages in every layer.
+            edge_weight: floating (E,) weights of the messages in every layer, or one such tensor for each layer.
 
         Returns:
             (B, N), or (B, V) when `target` is None.
@@ -254,7 +272,11 @@ class NBFNet(nn.Module):
         return self.score(hidden, query)
 
     def node_features(
-        self, graph: RelGraph, source: Tensor, relation: Tensor, edge_weight: Tensor | None = None
+        self,
+        graph: RelGraph,
+        source: Tensor,
+        relation: Tensor,
+        edge_weight: Tensor | Sequence[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Pair representations h_q(u, v) of all nodes, (V, B, d or layers·d), and the query (B, d)."""
         query = self.query(relation)
@@ -266,12 +288,17 @@ class NBFNet(nn.Module):
             columns = torch.arange(len(source), device=source.device)
             boundary = query.new_zeros(graph.num_nodes, len(source), self.dim)
             hidden = boundary = boundary.index_put((source, columns), query)
+        weights = edge_weight if isinstance(edge_weight, list | tuple) else [edge_weight] * len(self.layers)
+        if len(weights) != len(self.layers):
+            raise ValueError(
+                f"NBFNet: edge_weight has {len(weights)} tensors, expected {len(self.layers)}, one per layer"
+            )
         states = []
-        for layer in self.layers:
+        for layer, weight in zip(self.layers, weights, strict=True):
             if fused:
                 hidden = layer.fused(graph, hidden, source, query, scalers, self.short_cut)
             else:
-                output = layer(graph, hidden, query, boundary, edge_weight)
+                output = layer(graph, hidden, query, boundary, weight)
                 hidden = output + hidden if self.short_cut else output
             states.append(hidden)
         return (torch.cat(states, dim=-1) if self.concat_hidden else hidden), query
@@ -285,6 +312,49 @@ class NBFNet(nn.Module):
         own, rest = first.weight.split([hidden.shape[-1], self.dim], dim=1)
         out = F.linear(hidden, own) + F.linear(query, rest, first.bias).unsqueeze(1)
         return self.mlp[1:](out).squeeze(-1)
+
+    def explain(
+        self, graph: RelGraph, source: int, relation: int, target: int, *, k: int = 10, num_beam: int = 10
+    ) -> list[ExplainedPath]:
+        """The k paths from `source` to `target` that contribute most to the score of (source, relation, target).
+
+        Every layer gets edge weights of its own, all 1. The weight of a path is the sum over its steps t of
+        d score / d (weight of its edge in layer t), divided by its length: a first-order estimate of what the path
+        adds. A beam search keeps the `num_beam` best beginnings per node and step; a path ends where it meets the
+        target. No tensor with a row of channels per edge is formed.
+
+        Args:
+            graph: V nodes and 2R relations, without edge weights.
+            source, relation, target: ids; a head query (?, r, t) is source t, relation r + R.
+            k: paths to return. num_beam: width of the beam.
+
+        Returns:
+            At most k paths, best first; fewer where there are fewer, none where the target is out of reach.
+
+        Raises:
+            ValueError: a graph with edge weights or another number of relations, or k or num_beam below 1.
+            IndexError: an id out of range.
+
+        Source: Zhu et al. 2021, section 3.4 and appendix (num_beam = 10, the ten best paths).
+        """
+        from .. import _cpu
+
+        if graph.edge_weight is not None:
+            raise ValueError("NBFNet.explain: graph has edge weights, expected none")
+        for name, value in (("k", k), ("num_beam", num_beam)):
+            if value < 1:
+                raise ValueError(f"NBFNet.explain: {name} is {value}, expected at least 1")
+        device, dtype = self.query.weight.device, self.query.weight.dtype
+        query = torch.tensor([[source], [relation], [target]], device=device)
+        weights = [torch.ones(graph.num_edges, device=device, dtype=dtype).requires_grad_() for _ in self.layers]
+        with torch.enable_grad():
+            score = self(graph, query[0], query[1], query[2:], weights)
+            grads = torch.autograd.grad(score.sum(), weights)
+        table = torch.stack([g.detach().double().cpu() for g in grads])
+        return [
+            ExplainedPath(*path)
+            for path in _cpu.best_paths(graph.csr.cpu(), table, int(source), int(target), k, num_beam)
+        ]
 
     def _check(self, graph: RelGraph, source: Tensor, relation: Tensor, target: Tensor | None) -> None:
         if graph.num_relations != 2 * self.num_relations:

@@ -45,7 +45,8 @@ def nbfnet_layer(
     Args:
         graph: V nodes, E edges, R relations, without edge weights.
         relation: (R, d) or (R, B, d). float32 or float64 on CPU; other devices compose `relational_spmm` and dense
-            products, which do form the (V, B, 4·d) features; half types on CPU are widened.
+            products, which do form the (V, B, 4·d) features; half types on CPU are widened, and their
+            parameters and scalers may be float32.
         input: (V, B, d), or None for the first layer, whose input is the boundary: that tensor is then not formed,
             and for the messages "mul" and "rotate" only nodes that a query reaches are computed one by one.
         source: int64 (B,). query: (B, d), the boundary of each query at its source; zero elsewhere.
@@ -71,9 +72,15 @@ def nbfnet_layer(
         raise ValueError(f"nbfnet_layer: mul is {mul!r}, expected one of {', '.join(_MUL_NAMES)}")
     if graph.edge_weight is not None:
         raise ValueError("nbfnet_layer: graph has edge weights, expected none; use relational_spmm")
+    names = ("relation", "input", "source", "query", "weight", "bias", "norm_weight", "norm_bias", "scalers")
+    tensors = (relation, input, source, query, weight, bias, norm_weight, norm_bias, scalers)
+    for name, t in zip(names, tensors, strict=True):
+        if not isinstance(t, Tensor) and not (t is None and name in ("input", "norm_weight", "norm_bias")):
+            raise TypeError(f"nbfnet_layer: {name} is {type(t).__name__}, expected a tensor")
     if scalers.requires_grad:
         raise ValueError("nbfnet_layer: scalers requires grad, expected constants")
     if query.device.type not in ("cpu", "meta"):
+        _check(graph.csr, *tensors, MULS[mul], residual)
         return _compose(
             graph,
             relation,
@@ -91,6 +98,7 @@ def nbfnet_layer(
             residual,
         )
     if query.dtype in (torch.bfloat16, torch.float16):
+        _check(graph.csr, *tensors, MULS[mul], residual)
         floats = (relation, input, query, weight, bias, norm_weight, norm_bias, scalers)
         relation, input, *widened = (None if t is None else t.float() for t in floats)
         out = nbfnet_layer(graph, relation, input, source, *widened, mul=mul, eps=eps, relu=relu, residual=residual)
@@ -99,14 +107,15 @@ def nbfnet_layer(
     args = (graph.csr, relation, input, source, *floats[2:], scalers, eps, MULS[mul], relu, residual)
     if wants_grad(*floats):
         return _NbfnetLayer.apply(*args)[0]
-    return _forward(*args)[0]
+    return _forward(*args, False)[0]
 
 
 _ARGS = (
     "Tensor csr, Tensor relation, Tensor? input, Tensor source, Tensor query, Tensor weight, Tensor bias, "
     "Tensor? norm_weight, Tensor? norm_bias, Tensor scalers, float eps, int mul, bool relu, bool residual"
 )
-_forward = define(f"nbfnet_layer({_ARGS}) -> (Tensor, Tensor)")
+# The second result holds the values before LayerNorm; empty unless kept for the backward pass.
+_forward = define(f"nbfnet_layer({_ARGS}, bool keep) -> (Tensor, Tensor)")
 _backward = define(
     f"nbfnet_layer_backward(Tensor grad_out, Tensor pre, {_ARGS}) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
@@ -119,22 +128,29 @@ def _contiguous(args: tuple) -> tuple:
 
 @_forward.cpu
 def _(*args):
-    args = _contiguous(args)
-    out = _empty_state(*args)
-    pre = torch.empty_like(out)
-    _cpu.nbfnet_layer(out, pre, *args, torch.get_num_threads())
+    *args, keep = _contiguous(args)
+    out, pre = _empty_states(*args, keep)
+    _cpu.nbfnet_layer(out, pre if keep else None, *args, torch.get_num_threads())
     return out, pre
 
 
-def _empty_state(csr, relation, input, source, query, weight, bias, norm_weight, norm_bias, scalers, *_):
-    return query.new_empty(len(scalers), len(query), len(weight))
+def _empty_states(*args):
+    query, weight, scalers, keep = args[4], args[5], args[9], args[-1]
+    # .shape and not len(): under torch.compile a dynamic size must stay one.
+    out = query.new_empty(scalers.shape[0], query.shape[0], weight.shape[0])
+    return out, torch.empty_like(out) if keep else query.new_empty(0)
 
 
-def _check(csr, relation, input, source, query, weight, bias, norm_weight, norm_bias, scalers):
-    """The checks that bind/cpu.cpp makes on values, from shapes, dtypes and devices alone."""
+def _check(csr, relation, input, source, query, weight, bias, norm_weight, norm_bias, scalers, mul, residual):
+    """The checks that bind/cpu.cpp makes, but for the values of source and scalers and the nodes of csr."""
+    if query.dim() != 2 or weight.dim() != 2:
+        raise ValueError(
+            f"nbfnet_layer: query and weight have shapes {tuple(query.shape)} and {tuple(weight.shape)}, expected "
+            "(B, d) and (D, 13·d)"
+        )
     if input is None:
-        input = query.new_empty(len(scalers), *query.shape)
-    check_relational_spmm(csr, relation, input, None, None, MULS["mul"])
+        input = query.new_empty(scalers.shape[0], *query.shape)
+    check_relational_spmm(csr, relation, input, None, None, mul)
     _, batch, dim = input.shape
     out = weight.shape[0]
     for name, t, shape in (
@@ -152,15 +168,19 @@ def _check(csr, relation, input, source, query, weight, bias, norm_weight, norm_
             raise ValueError(f"nbfnet_layer: {name} has shape {tuple(t.shape)}, expected {tuple(shape)}")
         if t.device != input.device:
             raise ValueError(f"nbfnet_layer: {name} is on {t.device}, expected {input.device} like input")
-        if t.dtype != (torch.int64 if name == "source" else input.dtype):
+        wide = input.dtype in (torch.bfloat16, torch.float16) and t.dtype == torch.float32 and name != "query"
+        if t.dtype != (torch.int64 if name == "source" else input.dtype) and not wide:
             raise ValueError(f"nbfnet_layer: {name} has dtype {t.dtype}, which does not go with {input.dtype} input")
+    if residual and out != dim:
+        raise ValueError(f"nbfnet_layer: weight has {out} output channels, expected {dim} for the residual")
+    if (norm_weight is None) != (norm_bias is None):
+        raise ValueError("nbfnet_layer: norm_weight and norm_bias, expected both or neither")
 
 
 @_forward.fake
 def _(*args):
-    _check(*args[:10])
-    out = _empty_state(*args)
-    return out, torch.empty_like(out)
+    _check(*args[:10], args[11], args[13])
+    return _empty_states(*args)
 
 
 @_backward.cpu
@@ -178,7 +198,7 @@ def _(grad_out, pre, *args):
 
 @_backward.fake
 def _(grad_out, pre, *args):
-    _check(*args[:10])
+    _check(*args[:10], args[11], args[13])
     return _empty_grads(*args)
 
 
@@ -236,7 +256,7 @@ def _backward_vmap(info, in_dims, *args):
 class _NbfnetLayer(torch.autograd.Function):
     @staticmethod
     def forward(*args):
-        return _forward(*args)
+        return _forward(*args, True)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -258,7 +278,9 @@ class _NbfnetLayer(torch.autograd.Function):
                 result[k] = grad
         return tuple(result)
 
-    vmap = staticmethod(_forward_vmap)
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        return _forward_vmap(info, (*in_dims, None), *args, True)
 
 
 class _NbfnetLayerBackward(torch.autograd.Function):

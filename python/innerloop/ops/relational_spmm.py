@@ -41,8 +41,8 @@ def relational_spmm(
 
     out[v] = ⊕ over in-edges e = (x, r, v) of a_e · (relation[r] ⊗ input[x]),  ⊕ boundary[v]
 
-    No tensor with one row per edge is formed, forward or backward. The result has the same bits in every run and
-    for every number of threads. Sums are kept in float32 for half types and rounded once.
+    No tensor with a row of channels per edge is formed, forward or backward. The result has the same bits in every
+    run and for every number of threads. Sums are kept in float32 for half types and rounded once.
 
     Args:
         graph: V nodes, E edges, R relations.
@@ -198,11 +198,11 @@ def _(csr, relation, input, boundary, edge_weight, sum, mul):
 @_backward.cpu
 def _(grad_out, out, csr, relation, input, boundary, edge_weight, sum, mul, weight_grad):
     acc = torch.float64 if input.dtype == torch.float64 else torch.float32
-    grad_input = torch.empty(input.shape, dtype=acc)
-    grad_relation = torch.empty(relation.shape, dtype=acc)
-    grad_boundary = None if boundary is None else torch.empty(input.shape, dtype=acc)
+    grad_input = input.new_empty(input.shape, dtype=acc)
+    grad_relation = input.new_empty(relation.shape, dtype=acc)
+    grad_boundary = None if boundary is None else input.new_empty(input.shape, dtype=acc)
     num_edges = (csr.numel() - input.shape[0] - 3) // 3
-    grad_weight = torch.empty(num_edges, dtype=acc) if weight_grad else None
+    grad_weight = input.new_empty(num_edges, dtype=acc) if weight_grad else None
     _cpu.relational_spmm_backward(
         grad_input, grad_relation, grad_boundary, grad_weight, grad_out.contiguous(), out.contiguous(), csr,
         relation.contiguous(), input.contiguous(), _contiguous(boundary), _contiguous(edge_weight), sum, mul,

@@ -40,6 +40,8 @@ class NBFNetTask(LightningModule):
         dataset: name of the data set, for evaluation from a checkpoint.
         data: folder of the data set; None if it ships with the package.
         inductive: whether HITS@10_n is reported.
+        model: takes the place of the NBFNet of ``config``; an ``innerloop.nn.Ultra`` also gets the relation graph of
+            the split, without dropped edges.
     """
 
     def __init__(
@@ -49,9 +51,10 @@ class NBFNetTask(LightningModule):
         dataset: str = "",
         data: str | None = None,
         inductive: bool = False,
+        model: torch.nn.Module | None = None,
     ) -> None:
         super().__init__()
-        from innerloop.nn import NBFNet
+        from innerloop.nn import NBFNet, Ultra
 
         config = config if isinstance(config, Config) else Config(**config)
         self.config = config
@@ -69,10 +72,12 @@ class NBFNetTask(LightningModule):
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.model = NBFNet(self.num_relations, **config.model_arguments())
+            self.model = model or NBFNet(self.num_relations, **config.model_arguments())
+        self._relations: Any = None  # relation graph of the split last asked for
+        self._is_ultra = isinstance(self.model, Ultra)
         self.history: list[dict[str, float]] = []
         self.metrics: dict[str, float] = {}
-        self._graphs: dict[tuple[int, int], tuple[Any, FactIndex, FactIndex]] = {}
+        self._graphs: dict[tuple[int, int], tuple[Any, FactIndex, FactIndex, Any]] = {}
         self._loss_sum = torch.zeros((), dtype=torch.float64)
         self._num_steps = 0
         self._seconds = 0.0
@@ -85,7 +90,8 @@ class NBFNetTask(LightningModule):
 
     def forward(self, graph: Any, query: Tensor, target: Tensor | None = None) -> Tensor:
         """Logits of the targets (B, N), or of all entities (B, V), of queries (B, 3)."""
-        return self.model(graph, query[:, 0], query[:, 1], target)
+        options = {"relations": self._relations} if self._is_ultra else {}
+        return self.model(graph, query[:, 0], query[:, 1], target, **options)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.parameters(), lr=self.config.lr)
@@ -198,6 +204,7 @@ class NBFNetTask(LightningModule):
         key = (id(split.facts), id(split.filter))  # transductive splits share one graph
         if key not in self._graphs:
             from innerloop.graph import RelGraph
+            from innerloop.nn import relation_graph
 
             h, r, t = split.facts.to(self.device).unbind(1)
             graph = RelGraph(
@@ -210,8 +217,10 @@ class NBFNetTask(LightningModule):
             known = facts
             if split.filter is not split.facts:
                 known = FactIndex.from_triples(split.filter.to(self.device), split.num_entities, self.num_relations)
-            self._graphs[key] = (graph, facts, known)
-        return self._graphs[key]
+            relations = relation_graph(graph) if self._is_ultra else None
+            self._graphs[key] = (graph, facts, known, relations)
+        *found, self._relations = self._graphs[key]
+        return tuple(found)
 
 
 class Interrupted(Exception):

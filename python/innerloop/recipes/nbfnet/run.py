@@ -27,7 +27,7 @@ Aggregate = Literal["pna", "sum", "mean", "max", "min"]
 
 def fit(
     *,
-    dataset: str = "fb237_v1",
+    dataset: str | None = None,
     data: Path | None = None,
     preset: Literal["quick", "published"] = "quick",
     epochs: int | None = None,
@@ -51,7 +51,7 @@ def fit(
     resume: str | None = None,
     threads: int | None = None,
     precision: str = "32-true",
-    accelerator: str = "auto",
+    accelerator: str = "cpu",
     progress: bool = True,
 ) -> dict[str, Any]:
     """Train NBFNet, keep the best epoch by validation MRR, and report it on the test split.
@@ -60,7 +60,7 @@ def fit(
     Settings that are not given come from the paper's setting for the data set.
 
     Args:
-        dataset: an embedded data set: fb237_v1 or wn18rr_v1.
+        dataset: an embedded data set: fb237_v1 (the default) or wn18rr_v1; not with data.
         data: folder of another data set (train, valid, test; .txt or .txt.xz). A sibling folder
             with the suffix _ind makes it an inductive pair.
         preset: quick trains a few epochs, published the paper's full schedule.
@@ -85,7 +85,7 @@ def fit(
         resume: "auto" goes on from last.ckpt in the output folder if there is one; or a checkpoint.
         threads: CPU threads of this process.
         precision: Lightning's name, e.g. 32-true, bf16-mixed.
-        accelerator: Lightning's name: auto, cpu, gpu.
+        accelerator: Lightning's name: cpu, gpu or auto. Without a CUDA kernel for nbfnet_layer, cpu is the fast one.
         progress: show progress bars on a terminal; otherwise one line per epoch is printed.
 
     Returns:
@@ -93,7 +93,9 @@ def fit(
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    kg = find_dataset(dataset, data)
+    if dataset is not None and data is not None:
+        raise ValueError(f"dataset is {dataset!r} and data {str(data)!r}: expected one of the two")
+    kg = find_dataset(dataset or "fb237_v1", data)
     config = make_config(
         kg.name,
         preset,
@@ -136,10 +138,14 @@ def train(
     data: Path | None = None,
     resume: str | Path | None = None,
     precision: str = "32-true",
-    accelerator: str = "auto",
+    accelerator: str = "cpu",
     progress: bool = True,
+    model: torch.nn.Module | None = None,
 ) -> dict[str, Any]:
-    """Trains on ``kg`` and tests the best checkpoint; ``fit`` with the data already read."""
+    """Trains on ``kg`` and tests the best checkpoint; ``fit`` with the data already read.
+
+    ``model`` takes the place of the NBFNet of ``config``; it is called like ``innerloop.nn.NBFNet``.
+    """
     from pytorch_lightning.callbacks import ModelCheckpoint
     from pytorch_lightning.loggers import CSVLogger
 
@@ -149,7 +155,7 @@ def train(
     output.mkdir(parents=True, exist_ok=True)
     last = output / "last.ckpt"
     checkpoint = _resume_from(resume, last, kg, config)
-    task = NBFNetTask(list(kg.relations), config, kg.name, str(data.resolve()) if data else None, kg.inductive)
+    task = NBFNetTask(list(kg.relations), config, kg.name, str(data.resolve()) if data else None, kg.inductive, model)
     best = ModelCheckpoint(output, "best", monitor="valid_mrr", mode="max", enable_version_counter=False)
     with _quiet():
         trainer = _trainer(
@@ -200,7 +206,7 @@ def evaluate(
     hits_samples: int | None = None,
     threads: int | None = None,
     precision: str = "32-true",
-    accelerator: str = "auto",
+    accelerator: str = "cpu",
     progress: bool = True,
 ) -> dict[str, float]:
     """Rank one split with a trained model.
@@ -213,7 +219,7 @@ def evaluate(
         hits_samples: one more n for HITS@10_n on inductive data, beside 50 and 49.
         threads: CPU threads of this process.
         precision: Lightning's name, e.g. 32-true, bf16-mixed.
-        accelerator: Lightning's name: auto, cpu, gpu.
+        accelerator: Lightning's name: cpu, gpu or auto. Without a CUDA kernel for nbfnet_layer, cpu is the fast one.
         progress: show a progress bar.
 
     Returns:
