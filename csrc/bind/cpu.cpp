@@ -429,20 +429,21 @@ void drop_edges(py::handle out, py::handle csr, py::handle mask, int64_t kept) {
 }
 
 // [(mean weight, [edges])], best first. weight: float64 (steps, E).
-py::list best_paths(py::handle csr, py::handle weight, int64_t source, int64_t target, int64_t count, int64_t beam) {
+py::list best_paths(py::handle csr, py::handle weight, int64_t steps, int64_t source, int64_t target, int64_t count,
+                    int64_t beam) {
   const char* op = "best_paths";
   TensorView g = il::cpu_view(csr, op, "csr"), w = il::cpu_view(weight, op, "weight");
   const il::CsrView graph = csr_view(g, op);
   il::check_rank(w, 2, op, "weight");
   il::check_dtype(w, il::DType::kFloat64, op, "weight", "float64");
-  check_shape(w, {w.shape[0], graph.num_edges}, op, "weight");
+  check_shape(w, {steps, graph.num_edges}, op, "weight");
   IL_CHECK(source >= 0 && source < graph.num_nodes, op, "source", std::to_string(source), "a node of the graph");
   IL_CHECK(target >= 0 && target < graph.num_nodes, op, "target", std::to_string(target), "a node of the graph");
   IL_CHECK(count >= 1 && beam >= 1, op, "count", std::to_string(count), "count and beam of at least 1");
   std::vector<il::RankedPath> paths;
   {
     py::gil_scoped_release release;
-    paths = il::best_paths(graph, w.ptr<double>(), w.shape[0], source, target, count, beam);
+    paths = il::best_paths(graph, w.ptr<double>(), steps, source, target, count, beam);
   }
   py::list result;
   for (const il::RankedPath& path : paths) {

@@ -207,6 +207,7 @@ case.graph.drop(torch.tensor([1]))
 for first in (False, True):
     gradients(Layer.op, make_layer(dtype=torch.float32, first=first))
 innerloop.bellman_ford(case.graph, [1, 2, 3], edge_weight=torch.rand(40), predecessors=True)
+innerloop.nn.NBFNet(3, dim=4, num_layers=2).explain(case.graph.with_inverse(), 0, 1, 2)
 assert {name for name, _, _ in calls} == set(originals), "a kernel was not called"
 
 fake = FakeTensorMode()

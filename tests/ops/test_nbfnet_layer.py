@@ -172,7 +172,7 @@ def test_result_is_the_same_with_and_without_gradients(first):
 @filter_torch_warnings
 @pytest.mark.parametrize("first", [False, True])
 def test_compile_with_dynamic_sizes(first):
-    """One compilation serves every batch size."""
+    """A size that became a number would compile again for every batch size; torch itself may do so once."""
     torch._dynamo.reset()
     count = 0
 
@@ -188,13 +188,13 @@ def test_compile_with_dynamic_sizes(first):
     def compiled(relation, input, source, *rest):
         return innerloop.nbfnet_layer(graph, relation, input, source, *rest, scalers)
 
-    for batch in (7, 5, 3, 2):  # never 6, the number of channels: torch takes equal sizes for one
+    for batch in (7, 5, 4, 2):  # never 6, the number of channels: torch takes equal sizes for one
         relation, input, source, query, *rest = layer.arguments()[:-1]
         relation, input = relation[:, :batch].contiguous(), None if first else input[:, :batch].contiguous()
         args = (relation, input, source[:batch].clone(), query[:batch].clone(), *rest)
         expected = innerloop.nbfnet_layer(graph, *args, scalers)
         assert_close(compiled(*args), expected, op="nbfnet_layer")
-    assert count == 1
+    assert count <= 2
 
 
 @pytest.mark.parametrize("order", ["transposed", "every-other", "expanded"])

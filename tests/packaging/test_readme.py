@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What README.md and docs/ show: examples run, commands and links exist, numbers are filled in."""
 
+import importlib
 import inspect
 import os
 import re
@@ -64,13 +65,12 @@ def test_no_placeholder_is_left(page):
 
 def test_shown_options_exist():
     pytest.importorskip("pytorch_lightning")
-    from innerloop.recipes.nbfnet import evaluate, fit
-
     lines = [line for page in PAGES for code in blocks(page, "bash") for line in code.splitlines()]
-    uses = [shlex.split(line.split("innerloop nbfnet ", 1)[1]) for line in lines if "innerloop nbfnet " in line]
-    assert uses
-    for command, *words in uses:
-        known = inspect.signature({"fit": fit, "evaluate": evaluate}[command]).parameters
+    uses = [shlex.split(found[1]) for line in lines if (found := re.search(r"innerloop ((?:nbfnet|ultra) .*)", line))]
+    assert {recipe for recipe, *_ in uses} == {"nbfnet", "ultra"}
+    for recipe, command, *words in uses:
+        function = getattr(importlib.import_module(f"innerloop.recipes.{recipe}"), command)
+        known = inspect.signature(function).parameters
         for word in words:
             assert not word.startswith("--") or word[2:].replace("-", "_") in known, f"{command} {word}"
 

@@ -353,7 +353,7 @@ class NBFNet(nn.Module):
         table = torch.stack([g.detach().double().cpu() for g in grads])
         return [
             ExplainedPath(*path)
-            for path in _cpu.best_paths(graph.csr.cpu(), table, int(source), int(target), k, num_beam)
+            for path in _cpu.best_paths(graph.csr.cpu(), table, len(table), int(source), int(target), k, num_beam)
         ]
 
     def _check(self, graph: RelGraph, source: Tensor, relation: Tensor, target: Tensor | None) -> None:

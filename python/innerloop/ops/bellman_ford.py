@@ -101,7 +101,7 @@ class Semiring:
         def prepare(graph: RelGraph, weight: Tensor) -> Tensor:
             source = graph.edge_index[0]
             out = weight.new_zeros(graph.num_nodes).index_add(0, source, weight)
-            return alpha * weight / out[source]
+            return alpha * weight / out.where(out != 0, 1)[source]
 
         return Semiring("sum", "mul", 0.0, 1.0, prepare=prepare, name=f"ppr({alpha})")
 
