@@ -13,6 +13,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import pytest
 import torch
 
+# Triton reads this when it is first imported: without a GPU its kernels run in the interpreter.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # Helpers such as tolerances.py and cases.py are imported by name, also under importlib mode.
 sys.path.insert(0, str(Path(__file__).parent))
 
