@@ -90,7 +90,9 @@ step build 300 "${pip_install[@]}" --no-build-isolation -C cmake.define.IL_CUDA=
 step doctor 60 "$PYTHON" -m innerloop doctor
 
 # Every op test with its tensors on the GPU. An op without a kernel there runs its definition.
-step tests 240 "$PYTHON" -m pytest -p no:cacheprovider -q --device cuda tests/ops
+step tests 180 "$PYTHON" -m pytest -p no:cacheprovider -q --device cuda tests/ops
+step triton 180 env INNERLOOP_TRITON=1 "$PYTHON" -m pytest -p no:cacheprovider -q --device cuda tests/ops \
+  -k relational_spmm
 
 if [[ $DRY_RUN == 1 ]] || { command -v compute-sanitizer > /dev/null \
   && "$PYTHON" -c 'import sys, innerloop; sys.exit(not innerloop.has_cuda_kernels())' > /dev/null 2>&1; }; then
@@ -103,7 +105,7 @@ else
 fi
 
 # The ${…+…} form: an empty array is "unbound" for older versions of bash.
-step benchmarks 300 "$PYTHON" -m pytest -p no:cacheprovider -q -m gpu --benchmark-only \
+step benchmarks 300 env INNERLOOP_TRITON=1 "$PYTHON" -m pytest -p no:cacheprovider -q -m gpu --benchmark-only \
   --benchmark-json="$OUTDIR/gpu.json" ${BENCH_ARGS[@]+"${BENCH_ARGS[@]}"} benchmarks
 step table 60 "$PYTHON" -X utf8 benchmarks/plot.py "$OUTDIR/gpu.json" --markdown "$OUTDIR/gpu.md"
 if [[ $DRY_RUN == 1 ]] || "$PYTHON" -c 'import matplotlib' > /dev/null 2>&1; then

@@ -185,11 +185,11 @@ def forward(
 
 @triton.jit
 def _weighted(m, weight_ptr, eid, live, HAS_WEIGHT: tl.constexpr, ACC: tl.constexpr):
-    """a · m, and a as a column."""
+    """a · m, and a, (edges, columns) both."""
+    a = tl.full(m.shape, 1.0, ACC)
     if HAS_WEIGHT:
-        a = tl.load(weight_ptr + eid, mask=live, other=0).to(ACC)[:, None]
-        return a * m, a
-    return m, tl.full(m.shape, 1.0, ACC)
+        a *= tl.load(weight_ptr + eid, mask=live, other=0).to(ACC)[:, None]
+    return a * m, a
 
 
 @triton.jit

@@ -102,6 +102,10 @@ def _cpu_path(name: str, cpu: dict[str, Any]) -> str:
 
 
 def _cuda_path(name: str, module: ModuleType | None, cuda: dict[str, Any]) -> str:
+    if _registered(name, "CUDA") and (module is None or not hasattr(module, name)):
+        if system.triton_enabled():
+            return "Triton kernel, asked for by INNERLOOP_TRITON=1; not yet run on a GPU"
+        return "plain torch definition; INNERLOOP_TRITON=1 takes the Triton kernel, which no GPU has run yet"
     if not _registered(name, "CUDA") or module is None or not hasattr(module, name):
         return "plain torch definition: no CUDA kernel yet; it forms per-edge tensors, and is not yet measured on a GPU"
     return f"compiled kernel, {cuda['architectures']}" + ("" if cuda["devices"] else " (no device answers)")

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import os
 from types import ModuleType
 
-__all__ = ["cpu_isa", "cpu_isas", "cuda_module", "has_cuda_kernels"]
+__all__ = ["cpu_isa", "cpu_isas", "cuda_module", "has_cuda_kernels", "triton_enabled"]
 
 
 def cpu_isas() -> tuple[str, ...]:
@@ -45,3 +46,13 @@ def has_cuda_kernels() -> bool:
     """Whether the package was built with CUDA and a device answers."""
     module = cuda_module()
     return module is not None and module.device_count()[0] > 0
+
+
+@functools.cache
+def triton_enabled() -> bool:
+    """Whether CUDA tensors take the Triton kernels: asked for with INNERLOOP_TRITON=1, and Triton is installed.
+
+    They are right in Triton's interpreter and compile for sm_80 and sm_90, but no GPU has run them yet. The variable is
+    read once.
+    """
+    return os.environ.get("INNERLOOP_TRITON") == "1" and importlib.util.find_spec("triton") is not None

@@ -114,7 +114,8 @@ def build(kernel, dtype, capability, **constants):
             signature[p.name] = "i32"
     source = ASTSource(kernel, signature, {(kernel.arg_names.index(n),): v for n, v in constants.items()})
     edges, block, warps = k.CONFIGS[128]
-    return compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps, "enable_fp_fusion": False})
+    options = {"num_warps": warps, "enable_fp_fusion": False}
+    return compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 edges, block, _ = k.CONFIGS[128]
 count = 0

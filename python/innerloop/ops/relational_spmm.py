@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import _cpu
 from ..graph import RelGraph
 from ..reference.relational_spmm import relational_spmm as _reference
+from ..system import triton_enabled
 from ._registry import define, wants_grad, warn_no_kernel
 
 __all__ = ["MULS", "SUMS", "relational_spmm"]
@@ -89,7 +90,7 @@ def relational_spmm(
             input = input.unsqueeze(1)
             relation = relation.unsqueeze(1) if relation.dim() == 2 else relation
             boundary = boundary.unsqueeze(1) if boundary is not None else None
-        if not input.is_cpu:
+        if not input.is_cpu and not _has_kernel(graph, relation, input, boundary, edge_weight, mul_code):
             out = _plain(graph, relation, input, boundary, edge_weight, sum, mul)
         elif wants_grad(input, relation, boundary, edge_weight):
             out = _RelationalSpmm.apply(csr, relation, input, boundary, edge_weight, sum_code, mul_code)
@@ -111,6 +112,21 @@ _backward = define(
     "relational_spmm_backward(Tensor grad_out, Tensor out, Tensor csr, Tensor relation, Tensor input, "
     "Tensor? boundary, Tensor? edge_weight, int sum, int mul, bool weight_grad) -> (Tensor, Tensor, Tensor, Tensor)"
 )
+
+
+def _has_kernel(graph, relation, input, boundary, edge_weight, mul) -> bool:
+    """Whether tensors of this device have a kernel; on a GPU after the checks that the binding makes on the CPU."""
+    if not input.is_cuda or not triton_enabled():
+        return False
+    _check(graph.csr, relation, input, boundary, edge_weight, mul)
+    for name, t, rows in (
+        ("input", input, graph.num_nodes),
+        ("relation", relation, graph.num_relations),
+        ("edge_weight", edge_weight, graph.num_edges),
+    ):
+        if t is not None and t.shape[0] != rows:
+            raise ValueError(f"relational_spmm: {name} has {t.shape[0]} rows, expected {rows}, those of the graph")
+    return True
 
 
 def _explain_bad_call(graph, sum, mul, relation, input, boundary, edge_weight) -> None:
@@ -189,6 +205,13 @@ def _(csr, relation, input, boundary, edge_weight, sum, mul):
     return out
 
 
+@_forward.cuda
+def _(csr, relation, input, boundary, edge_weight, sum, mul):
+    from . import _relational_spmm_triton
+
+    return _relational_spmm_triton.forward(csr, relation, input, boundary, edge_weight, sum, mul)
+
+
 @_forward.fake
 def _(csr, relation, input, boundary, edge_weight, sum, mul):
     _check(csr, relation, input, boundary, edge_weight, mul)
@@ -214,6 +237,15 @@ def _(grad_out, out, csr, relation, input, boundary, edge_weight, sum, mul, weig
         grad_relation.to(input.dtype),
         empty if grad_boundary is None else grad_boundary.to(input.dtype),
         input.new_empty(0) if grad_weight is None else grad_weight.to(input.dtype),
+    )
+
+
+@_backward.cuda
+def _(grad_out, out, csr, relation, input, boundary, edge_weight, sum, mul, weight_grad):
+    from . import _relational_spmm_triton
+
+    return _relational_spmm_triton.backward(
+        grad_out, out, csr, relation, input, boundary, edge_weight, sum, mul, weight_grad
     )
 
 
