@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -57,16 +58,18 @@ def distance_peers(graph: RelGraph, weight: Tensor, sources: Tensor) -> dict[str
     if graphblas := peer("graphblas"):
         from graphblas import semiring
 
-        matrix = graphblas.Matrix.from_coo(head.numpy(), tail.numpy(), best.numpy(), nrows=V, ncols=V)
+        adjacency = graphblas.Matrix.from_coo(head.numpy(), tail.numpy(), best.numpy(), nrows=V, ncols=V)
 
         def run_graphblas() -> Tensor:
             columns, zeros = np.arange(len(sources)), np.zeros(len(sources), np.float32)
             rows = graphblas.Matrix.from_coo(columns, sources.numpy(), zeros, nrows=len(sources), ncols=V)
             while True:
                 before = rows.dup()
-                rows(graphblas.binary.min) << semiring.min_plus(rows @ matrix)
+                rows(graphblas.binary.min) << semiring.min_plus(rows @ adjacency)
                 if rows.isequal(before):
-                    return torch.from_numpy(rows.to_dense(fill_value=np.inf)).T.double()
+                    row, column, value = map(torch.from_numpy, rows.to_coo())
+                    out = torch.full((V, len(sources)), math.inf, dtype=torch.float64)
+                    return out.index_put_((column.long(), row.long()), value.double())
 
         peers["python-graphblas min_plus"] = run_graphblas
     for name in ("igraph", "graphblas"):
@@ -116,7 +119,9 @@ def ppr_peers(graph: RelGraph, weight: Tensor, sources: Tensor, steps: int) -> d
     V = graph.num_nodes
     prepared = Semiring.ppr().prepare(graph, weight)
     indices = graph.edge_index.flip(0)
-    matrix = torch.sparse_coo_tensor(indices, prepared, (V, V)).coalesce().to_sparse_csr()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+        matrix = torch.sparse_coo_tensor(indices, prepared, (V, V), check_invariants=True).coalesce().to_sparse_csr()
     start = torch.zeros(V, len(sources))
     start[sources, torch.arange(len(sources))] = 1
 
