@@ -327,6 +327,24 @@ def test_graph_without_inverses_is_an_error():
         model(make_graph(V=12), SOURCE, RELATION)
 
 
+@pytest.mark.parametrize("aggregate", ["pna", "sum"])
+def test_checkpointing_changes_memory_only(aggregate):
+    graph = make_graph(R=4)
+    plain = NBFNet(2, dim=8, num_layers=3, aggregate=aggregate)
+    saving = NBFNet(2, dim=8, num_layers=3, aggregate=aggregate, checkpoint=True)
+    saving.load_state_dict(plain.state_dict())
+    query = torch.tensor([0, 3]), torch.tensor([1, 2])
+    kept = {}
+    for model in (plain, saving):
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, saved=saved: saved.append(x) or x, lambda x: x):
+            model(graph, *query).square().sum().backward()
+        kept[model] = sum(x.numel() for x in saved)
+    assert kept[saving] < kept[plain] / 2
+    for a, b in zip(plain.parameters(), saving.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)
+
+
 # ---- explain ----
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from ..graph import RelGraph
 from ..ops.nbfnet_layer import combine_pna, nbfnet_layer
@@ -199,6 +200,8 @@ class NBFNet(nn.Module):
         short_cut: add the input of a layer to its output.
         concat_hidden: read out all layers, not only the last.
         num_mlp_layers: linear layers of the readout.
+        checkpoint: keep only the input of each layer for the backward pass, and run the layer again there: less memory
+            for one more forward pass.
 
     Source: Zhu et al. 2021, section 3.3 and appendix; defaults are those of the published runs.
     """
@@ -215,8 +218,10 @@ class NBFNet(nn.Module):
         layer_norm: bool = True,
         concat_hidden: bool = False,
         num_mlp_layers: int = 2,
+        checkpoint: bool = False,
     ) -> None:
         super().__init__()
+        self.checkpoint = checkpoint
         for name, value in (
             ("num_relations", num_relations),
             ("dim", dim),
@@ -294,12 +299,18 @@ class NBFNet(nn.Module):
                 f"NBFNet: edge_weight has {len(weights)} tensors, expected {len(self.layers)}, one per layer"
             )
         states = []
-        for layer, weight in zip(self.layers, weights, strict=True):
+
+        def step(layer: GeneralizedRelationalConv, hidden: Tensor | None, weight: Tensor | None) -> Tensor:
             if fused:
-                hidden = layer.fused(graph, hidden, source, query, scalers, self.short_cut)
+                return layer.fused(graph, hidden, source, query, scalers, self.short_cut)
+            output = layer(graph, hidden, query, boundary, weight)
+            return output + hidden if self.short_cut else output
+
+        for layer, weight in zip(self.layers, weights, strict=True):
+            if self.checkpoint and torch.is_grad_enabled():
+                hidden = checkpoint(step, layer, hidden, weight, use_reentrant=False)
             else:
-                output = layer(graph, hidden, query, boundary, weight)
-                hidden = output + hidden if self.short_cut else output
+                hidden = step(layer, hidden, weight)
             states.append(hidden)
         return (torch.cat(states, dim=-1) if self.concat_hidden else hidden), query
 

@@ -18,7 +18,6 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from ..graph import RelGraph
-    from .bellman_ford import Semiring
 
 _BLOCK = 64  # columns
 
@@ -27,7 +26,11 @@ def run(
     graph: RelGraph,
     weight: Tensor,
     sources: Tensor,
-    ring: Semiring,
+    add: Callable[[float, float], float],
+    mul: Callable[[float, float], float],
+    zero: float,
+    one: float,
+    idempotent: bool,
     steps: int,
     fixpoint: bool,
     tol: float,
@@ -36,7 +39,7 @@ def run(
     """Value (V, S), predecessor (V, S) or None, steps done, converged."""
     if graph.device.type != "cpu":
         raise ValueError(f"bellman_ford: graph is on {graph.device}, expected cpu for a semiring of functions")
-    loop = _compile(ring.add, ring.mul, ring.idempotent)
+    loop = _compile(add, mul, idempotent)
     dtype = weight.numpy().dtype.type
     eid = graph.eid.to(torch.int64)
     arrays = [x.numpy() for x in (graph.indptr, graph.src, weight[eid].contiguous())]
@@ -46,10 +49,10 @@ def run(
 
     def block(first: int) -> tuple[int, bool]:
         columns = slice(first, first + width)
-        part = np.full((graph.num_nodes, len(starts[columns])), ring.zero, dtype)
+        part = np.full((graph.num_nodes, len(starts[columns])), zero, dtype)
         edges = np.full(part.shape if predecessors else (0, 0), -1, np.int32)
         result = loop(
-            *arrays, starts[columns], dtype(ring.zero), dtype(ring.one), steps, fixpoint, tol, part, edges, predecessors
+            *arrays, starts[columns], dtype(zero), dtype(one), steps, fixpoint, tol, part, edges, predecessors
         )
         value[:, columns] = part
         if predecessors:

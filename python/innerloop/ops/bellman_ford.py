@@ -227,7 +227,10 @@ def bellman_ford(
     if not ring.compiled:
         from ._semiring_numba import run
 
-        value, last, done, converged = run(graph, weight, sources, ring, steps, fixpoint, tol, predecessors)
+        value, last, done, converged = run(
+            graph, weight, sources, ring.add, ring.mul, ring.zero, ring.one, ring.idempotent, steps, fixpoint, tol,
+            predecessors,
+        )  # fmt: skip
     elif graph.device.type != "cpu":
         warn_no_kernel("bellman_ford", graph.device.type)
         value, last, done, converged = _reference(
