@@ -40,6 +40,12 @@ struct Lanes {
   static constexpr int64_t count = kVectorBytes / sizeof(A);
 };
 
+// Asks for n elements that will be read soon: rows far apart, which the hardware does not foresee.
+template <class A>
+IL_INLINE void prefetch(const A* p, int64_t n) {
+  for (int64_t j = 0; j < n; j += 64 / int64_t(sizeof(A))) __builtin_prefetch(p + j);
+}
+
 // A number as a type, to pick a template by an argument.
 template <int N>
 struct Constant {

@@ -449,6 +449,13 @@ void backward_block(const NbfnetLayerBackward& args, const RelationalSpmm& s, Bl
         for (int64_t n = 0; n < D; ++n) unreached_total[n] += unreached_gy[n];
       }
     }
+    if (i + 1 < groups.count) {
+      for (int64_t k = 0; k < groups.size(i + 1); ++k) {
+        const int64_t next = (groups.nodes(i + 1)[k] * p.batch + block.query) * D;
+        prefetch(static_cast<const A*>(args.grad_out) + next, queries * D);
+        prefetch(static_cast<const A*>(p.pre) + next, queries * D);
+      }
+    }
     if (size == 0) continue;
     const int64_t rows = size * queries;
     for (int64_t k = 0; k < size; ++k) {

@@ -243,6 +243,11 @@ void backward_block(const RelationalSpmmBackward& args, Block block, bool compac
     fill(grad_relation + r * walk.rel_stride, p.shared ? p.dim : w, A(0));
   }
   for (int64_t v = 0; v < p.graph.num_nodes; ++v) {
+    if (p.sum == Sum::kPna && v + 1 < p.graph.num_nodes) {
+      const int64_t next = 4 * ((v + 1) * columns_total + walk.first_column);
+      prefetch(static_cast<const T*>(args.grad_out) + next, 4 * w);
+      prefetch(static_cast<const T*>(p.out) + next, 4 * w);
+    }
     if (p.graph.indptr[v] == p.graph.indptr[v + 1] && args.grad_boundary == nullptr) continue;
     load_row_grads<T, A>(args, v, walk.first_column, w, row);
     if (p.sum == Sum::kLogSumExp && sizeof(T) < sizeof(A)) renormalise(walk, v, row, gm);
