@@ -23,6 +23,16 @@ TABLE = {
     "nbfnet_layer": {torch.float32: (1e-5, 1e-5), torch.float64: (1e-10, 1e-10)},
     # Parameters after two epochs of Adam on gradients summed in another order: it divides by small second moments.
     "two_processes": {torch.float32: (1e-3, 1e-5)},
+    # Acceptance of ULTRA: float32 scores within 1e-5 of a plain float64 model.
+    "ultra": {torch.float64: (1e-5, 1e-5)},
+    # Acceptance of the semirings, float32 weights against float64 Dijkstra: each step of a path rounds once; a product
+    # of rounded factors against exp(-sum of logs) rounds more, and underflows to 0.
+    "distance": {torch.float64: (3e-7, 0)},
+    "reliable": {torch.float64: (1e-5, 1e-30)},
+    # PageRank stops when no value moves by more than 1e-12; the solve is exact: the spec asks for 1e-6.
+    "ppr": {torch.float64: (1e-6, 1e-9)},
+    # Two kernels that sum in different orders, each rounding its gradient to the half type.
+    "triton_gradients": {torch.float32: (1e-5, 1e-5), torch.float16: (2e-2, 2e-2)},
     # Acceptance case 6 of the NBFNet spec: autocast within 2e-2 of float32.
     "autocast": {torch.bfloat16: (2e-2, 2e-2)},
 }

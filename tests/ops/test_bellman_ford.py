@@ -13,6 +13,7 @@ import scipy.sparse.csgraph
 import torch
 from cases import Record, filter_torch_warnings
 from innerloop import RelGraph, Semiring, bellman_ford, reference
+from tolerances import assert_close
 from torch import Tensor
 
 # (add, mul): zero, one, and a map of uniform [0, 1) numbers to weights for which the pair has a fixpoint.
@@ -133,13 +134,13 @@ def sparse(graph: RelGraph, weight: Tensor, keep: str) -> scipy.sparse.csr_matri
 def check_against_scipy(graph: RelGraph, weight: Tensor, sources: Tensor) -> None:
     distance = bellman_ford(graph, sources, edge_weight=weight)
     expected = scipy.sparse.csgraph.dijkstra(sparse(graph, weight, "amin"), indices=sources.numpy())
-    torch.testing.assert_close(distance.value.double(), torch.from_numpy(expected).T, rtol=3e-7, atol=0)
+    assert_close(distance.value.double(), torch.from_numpy(expected).T, op="distance")
     assert distance.steps <= 12
     reliable = bellman_ford(graph, sources, "reliable", edge_weight=weight / 2)
     expected = scipy.sparse.csgraph.dijkstra(
         sparse(graph, -(weight.double() / 2).log(), "amin"), indices=sources.numpy()
     )
-    torch.testing.assert_close(reliable.value.double(), torch.from_numpy(expected).T.neg().exp(), rtol=1e-5, atol=1e-30)
+    assert_close(reliable.value.double(), torch.from_numpy(expected).T.neg().exp(), op="reliable")
 
 
 def test_against_scipy():
@@ -209,7 +210,7 @@ def test_ppr_on_cora(shared_data):
     adjacency.index_put_(tuple(graph.edge_index), torch.ones(graph.num_edges, dtype=torch.float64), accumulate=True)
     system = torch.eye(graph.num_nodes, dtype=torch.float64) - 0.85 * adjacency / adjacency.sum(1, keepdim=True)
     expected = torch.linalg.solve(system.T, torch.eye(graph.num_nodes, dtype=torch.float64)[:, sources])
-    torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-9)
+    assert_close(value, expected, op="ppr")
 
 
 def test_hops_by_steps():

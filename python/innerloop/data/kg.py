@@ -173,6 +173,17 @@ def find_dataset(
     return read_kg(data, relations=relations)
 
 
+def choose_dataset(dataset: str | None, data: str | Path | None) -> KnowledgeGraph:
+    """What a user asked for: an embedded data set by name, or a folder; fb237_v1 where neither is given.
+
+    Raises:
+        ValueError: both are given.
+    """
+    if dataset is not None and data is not None:
+        raise ValueError(f"dataset is {dataset!r} and data {str(data)!r}: expected one of the two")
+    return find_dataset(dataset or "fb237_v1", data)
+
+
 def _find(folder: Path, stem: str) -> Path:
     for suffix in (".txt", ".txt.xz"):
         file = folder / (stem + suffix)

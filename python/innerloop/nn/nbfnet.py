@@ -175,6 +175,27 @@ class GeneralizedRelationalConv(nn.Module):
         )
 
 
+def check_queries(model: str, graph: RelGraph, source: Tensor, relation: Tensor, target: Tensor | None) -> None:
+    """Raises where shapes do not fit (ValueError) or an id is out of range (IndexError; not under torch.compile)."""
+    if source.dim() != 1 or source.shape != relation.shape:
+        raise ValueError(
+            f"{model}: source and relation have shapes {tuple(source.shape)} and {tuple(relation.shape)}, "
+            "expected (B,) each"
+        )
+    if target is not None and (target.dim() != 2 or len(target) != len(source)):
+        raise ValueError(f"{model}: target has shape {tuple(target.shape)}, expected ({len(source)}, N) or None")
+    if torch.compiler.is_compiling():
+        return
+    for name, ids, limit in (
+        ("source", source, graph.num_nodes),
+        ("relation", relation, graph.num_relations),
+        ("target", target, graph.num_nodes),
+    ):
+        if ids is not None and ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= limit):
+            bad = ids[(ids < 0) | (ids >= limit)].flatten()[0]
+            raise IndexError(f"{model}: {name} holds {int(bad)}, expected ids in [0, {limit})")
+
+
 class ExplainedPath(NamedTuple):
     """A path that contributes to a prediction, see :meth:`NBFNet.explain`."""
 
@@ -373,20 +394,4 @@ class NBFNet(nn.Module):
                 f"NBFNet: graph has {graph.num_relations} relations, expected {2 * self.num_relations} "
                 "(2R: use graph.with_inverse())"
             )
-        if source.dim() != 1 or source.shape != relation.shape:
-            raise ValueError(
-                f"NBFNet: source and relation have shapes {tuple(source.shape)} and {tuple(relation.shape)}, "
-                "expected (B,) each"
-            )
-        if target is not None and (target.dim() != 2 or len(target) != len(source)):
-            raise ValueError(f"NBFNet: target has shape {tuple(target.shape)}, expected ({len(source)}, N) or None")
-        if torch.compiler.is_compiling():
-            return
-        for name, ids, limit in (
-            ("source", source, graph.num_nodes),
-            ("relation", relation, graph.num_relations),
-            ("target", target, graph.num_nodes),
-        ):
-            if ids is not None and ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= limit):
-                bad = ids[(ids < 0) | (ids >= limit)].flatten()[0]
-                raise IndexError(f"NBFNet: {name} holds {int(bad)}, expected ids in [0, {limit})")
+        check_queries("NBFNet", graph, source, relation, target)

@@ -7,7 +7,6 @@ those of DeepGraphLearning/ULTRA: its checkpoints load as they are, see :func:`U
 
 from __future__ import annotations
 
-import pickle
 import warnings
 from os import PathLike
 
@@ -16,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..graph import RelGraph
-from .nbfnet import GeneralizedRelationalConv
+from ._checkpoint import read_checkpoint
+from .nbfnet import GeneralizedRelationalConv, check_queries
 
 __all__ = ["Ultra", "relation_graph"]
 
@@ -107,12 +107,7 @@ class Ultra(nn.Module):
             FileNotFoundError: there is no such file.
             ValueError: the file is damaged or holds another model; the message names what does not fit.
         """
-        try:
-            saved = torch.load(path, map_location="cpu", weights_only=True)
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{path}: no such checkpoint") from None
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise ValueError(f"{path}: not a readable checkpoint") from error
+        saved = read_checkpoint(path)
         state = saved.get("model", saved) if isinstance(saved, dict) else {}
         if "state_dict" in state:  # of innerloop ultra fit
             state = {name.removeprefix("model."): value for name, value in state["state_dict"].items()}
@@ -150,18 +145,7 @@ class Ultra(nn.Module):
         Raises:
             ValueError: shapes that do not fit. IndexError: an id out of range.
         """
-        if source.dim() != 1 or source.shape != relation.shape:
-            raise ValueError(
-                f"Ultra: source and relation have shapes {tuple(source.shape)} and {tuple(relation.shape)}, expected "
-                "(B,) each"
-            )
-        for name, ids, limit in (
-            ("source", source, graph.num_nodes),
-            ("relation", relation, graph.num_relations),
-            ("target", target, graph.num_nodes),
-        ):
-            if ids is not None and ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= limit):
-                raise IndexError(f"Ultra: {name} holds an id outside [0, {limit})")
+        check_queries("Ultra", graph, source, relation, target)
         relations = relation_graph(graph) if relations is None else relations
         vectors = self.relation_vectors(relations, relation)
         columns = torch.arange(len(source), device=source.device)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import pickle
 import platform
 import sys
 import warnings
@@ -18,7 +17,8 @@ from typing import Any, Literal
 
 import torch
 
-from innerloop.data.kg import KnowledgeGraph, find_dataset
+from innerloop.data.kg import KnowledgeGraph, choose_dataset, find_dataset
+from innerloop.nn._checkpoint import read_checkpoint
 from innerloop.recipes.nbfnet.config import PUBLISHED, Config, make_config
 
 Message = Literal["distmult", "transe", "rotate"]
@@ -93,9 +93,7 @@ def fit(
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    if dataset is not None and data is not None:
-        raise ValueError(f"dataset is {dataset!r} and data {str(data)!r}: expected one of the two")
-    kg = find_dataset(dataset or "fb237_v1", data)
+    kg = choose_dataset(dataset, data)
     config = make_config(
         kg.name,
         preset,
@@ -252,12 +250,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged or something else.
     """
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such checkpoint") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path}: not a readable checkpoint") from error
+    saved = read_checkpoint(path)
     if not isinstance(saved, dict) or "progress" not in saved:
         raise ValueError(f"{path}: not a checkpoint of innerloop nbfnet")
     return saved

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from tqdm.auto import tqdm
 
-from innerloop.data.kg import KnowledgeGraph, Split, find_dataset
+from innerloop.data.kg import KnowledgeGraph, Split, choose_dataset
 from innerloop.graph import RelGraph
 from innerloop.nn.ultra import Ultra, relation_graph
 from innerloop.recipes.nbfnet.config import Config
@@ -52,7 +52,7 @@ def predict(
     if threads is not None:
         torch.set_num_threads(threads)
     model = Ultra.from_checkpoint(checkpoint).eval()
-    kg = _load(dataset, data)
+    kg = choose_dataset(dataset, data)
     part: Split = getattr(kg, split)
     source = find_entity("head", head, part)
     asked = find_relation(relation, kg.relations) + (kg.num_relations if inverse else 0)
@@ -96,7 +96,7 @@ def evaluate(
     if threads is not None:
         torch.set_num_threads(threads)
     model = Ultra.from_checkpoint(checkpoint).eval()
-    kg = _load(dataset, data)
+    kg = choose_dataset(dataset, data)
     part: Split = getattr(kg, split)
     graph = _graph(kg, part)
     relations = relation_graph(graph)
@@ -149,7 +149,7 @@ def fit(
     if threads is not None:
         torch.set_num_threads(threads)
     model = Ultra.from_checkpoint(checkpoint)
-    kg = _load(dataset, data)
+    kg = choose_dataset(dataset, data)
     config = Config(
         epochs=epochs,
         batch_size=batch_size,
@@ -166,12 +166,6 @@ def fit(
     )
     output = output or Path("runs") / "ultra" / kg.name.lower()
     return train(kg, config, output, data=data, resume=resume, progress=progress, model=model)
-
-
-def _load(dataset: str | None, data: Path | None) -> KnowledgeGraph:
-    if dataset is not None and data is not None:
-        raise ValueError(f"dataset is {dataset!r} and data {str(data)!r}: expected one of the two")
-    return find_dataset(dataset or "fb237_v1", data)
 
 
 def _graph(kg: KnowledgeGraph, part: Split) -> RelGraph:
