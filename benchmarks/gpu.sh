@@ -5,7 +5,7 @@
 # Missing Python packages (scikit-build-core, pybind11, pytest, pytest-timeout, pytest-benchmark, py-cpuinfo, …) are
 # taken as wheels from .whl/ (README.md lists them). Every step runs even after another has failed; the exit
 # status is 1 if any failed.
-# Written to OUTDIR: status.txt (step, exit status, seconds), log.txt, gpu.json, gpu.md, gpu.png.
+# Written to OUTDIR: status.txt (step, exit status, seconds), log.txt, gpu-{cuda,triton}.{json,md}, gpu.png.
 #
 # Environment: PYTHON (python3), SITE (where packages are installed, a temporary folder), DEADLINE (570: seconds
 # after which no further step starts), BENCH_ARGS (more arguments of pytest benchmarks), DRY_RUN=1 (print the steps).
@@ -89,27 +89,38 @@ fi
 step build 300 "${pip_install[@]}" --no-build-isolation -C cmake.define.IL_CUDA=ON .
 step doctor 60 "$PYTHON" -m innerloop doctor
 
-# Every op test with its tensors on the GPU. An op without a kernel there runs its definition.
+# Every op test with its tensors on the GPU, then those of each kernel that INNERLOOP_GPU chooses.
 step tests 180 "$PYTHON" -m pytest -p no:cacheprovider -q --device cuda tests/ops
-step triton 180 env INNERLOOP_TRITON=1 "$PYTHON" -m pytest -p no:cacheprovider -q --device cuda tests/ops \
-  -k relational_spmm
+for kernels in cuda triton; do
+  step "$kernels" 180 env INNERLOOP_GPU=$kernels "$PYTHON" -m pytest -p no:cacheprovider -q --device cuda tests/ops tests/nn \
+    -k "relational_spmm or nbfnet or graph"
+done
+if [[ $DRY_RUN == 1 ]] || "$PYTHON" -c 'import cupy' > /dev/null 2>&1; then
+  # The same device code, compiled at first use.
+  step nvrtc 120 env INNERLOOP_GPU=cuda INNERLOOP_NVRTC=1 "$PYTHON" -m pytest -p no:cacheprovider -q --device cuda \
+    tests/ops/test_relational_spmm.py
+else
+  skip nvrtc "no CuPy"
+fi
 
 if [[ $DRY_RUN == 1 ]] || { command -v compute-sanitizer > /dev/null \
   && "$PYTHON" -c 'import sys, innerloop; sys.exit(not innerloop.has_cuda_kernels())' > /dev/null 2>&1; }; then
   # Without torch's caching allocator every tensor is an allocation of its own, whose end memcheck knows.
-  step sanitizer 180 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 3 \
-    bash -c '"$@" || { status=$?; [[ $status == 5 ]] || exit "$status"; }' \
-    tests "$PYTHON" -m pytest -p no:cacheprovider -q -m gpu --timeout=0 tests/ops
+  step sanitizer 180 env INNERLOOP_GPU=cuda PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+    compute-sanitizer --tool memcheck --error-exitcode 3 \
+    "$PYTHON" -m pytest -p no:cacheprovider -q -m gpu --timeout=0 tests/ops
 else
   skip sanitizer "no compute-sanitizer, or no CUDA kernels"
 fi
 
 # The ${…+…} form: an empty array is "unbound" for older versions of bash.
-step benchmarks 300 env INNERLOOP_TRITON=1 "$PYTHON" -m pytest -p no:cacheprovider -q -m gpu --benchmark-only \
-  --benchmark-json="$OUTDIR/gpu.json" ${BENCH_ARGS[@]+"${BENCH_ARGS[@]}"} benchmarks
-step table 60 "$PYTHON" -X utf8 benchmarks/plot.py "$OUTDIR/gpu.json" --markdown "$OUTDIR/gpu.md"
+for kernels in cuda triton; do
+  step "bench-$kernels" 200 env INNERLOOP_GPU=$kernels "$PYTHON" -m pytest -p no:cacheprovider -q -m gpu --benchmark-only \
+    --benchmark-json="$OUTDIR/gpu-$kernels.json" ${BENCH_ARGS[@]+"${BENCH_ARGS[@]}"} benchmarks
+  step "table-$kernels" 60 "$PYTHON" -X utf8 benchmarks/plot.py "$OUTDIR/gpu-$kernels.json" --markdown "$OUTDIR/gpu-$kernels.md"
+done
 if [[ $DRY_RUN == 1 ]] || "$PYTHON" -c 'import matplotlib' > /dev/null 2>&1; then
-  step chart 60 "$PYTHON" -X utf8 benchmarks/plot.py "$OUTDIR/gpu.json" --markdown /dev/null --png "$OUTDIR/gpu.png"
+  step chart 60 "$PYTHON" -X utf8 benchmarks/plot.py "$OUTDIR/gpu-cuda.json" --markdown /dev/null --png "$OUTDIR/gpu.png"
 else
   skip chart "no matplotlib"
 fi

@@ -16,7 +16,7 @@ from types import ModuleType
 
 import innerloop
 import torch
-from innerloop.system import cuda_module, triton_enabled
+from innerloop.system import gpu_kernels
 
 Call = Callable[[], object]
 
@@ -161,10 +161,8 @@ def path_taken(op: str, device: str) -> str:
     """Which code innerloop runs for this op: a kernel, or the plain definition where there is none yet."""
     if device == "cpu":
         return f"CPU kernel ({innerloop.cpu_isa()})"
-    if op == "relational_spmm" and triton_enabled():
-        return "Triton kernel"
-    module = cuda_module() if innerloop.has_cuda_kernels() else None
-    return "CUDA kernel" if hasattr(module, op) else "no CUDA kernel yet: plain definition in torch"
+    chosen = gpu_kernels() if op == "relational_spmm" else None
+    return {"cuda": "CUDA kernel", "triton": "Triton kernel"}.get(chosen, "plain definition in torch")
 
 
 def assert_near(actual: torch.Tensor, expected: torch.Tensor, tolerance: float, what: str) -> None:

@@ -1,8 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // Python module innerloop._cuda. Links the static CUDA runtime only, so it imports without a driver or a toolkit.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <string_view>
 
 #include "cuda/device_info.h"
+#include "cuda/relational_spmm.h"
 
 namespace py = pybind11;
 
@@ -15,5 +23,14 @@ PYBIND11_MODULE(_cuda, m) {
   });
   m.def("compute_capability", &il::cuda_compute_capability);
   m.def("runtime_version", &il::cuda_runtime_version);
+  // Private: pointers are not checked here but by ops/relational_spmm.py.
+  m.def("relational_spmm", [](int kernel, int dtype, int kind, bool fast, std::array<unsigned, 2> grid,
+                              std::array<unsigned, 2> block, const py::bytes& args, int device, std::uintptr_t stream) {
+    const il::SpmmLaunch launch{
+        kernel, dtype, kind, fast, {grid[0], grid[1]}, {block[0], block[1]}, device, reinterpret_cast<void*>(stream)};
+    const std::string_view packed = args;
+    if (const char* error = il::launch_relational_spmm(launch, packed.data(), packed.size()))
+      throw std::runtime_error(std::string("relational_spmm: ") + error);
+  });
   m.attr("architectures") = IL_CUDA_ARCHITECTURES;
 }

@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         found = report()
-    except ValueError as error:  # INNERLOOP_CPU names a set that is not here
+    except (ValueError, RuntimeError) as error:  # INNERLOOP_CPU or INNERLOOP_GPU name what is not here
         print(f"innerloop: {error}", file=sys.stderr)
         return 1
     print(json.dumps(found, indent=2) if options.json else _text(found))
@@ -59,7 +59,7 @@ def report() -> dict[str, Any]:
         "cpu": cpu,
         "cuda": cuda,
         "optional": {name: _installed(name) for name in _OPTIONAL},
-        "ops": {name: {"cpu": _cpu_path(name, cpu), "cuda": _cuda_path(name, module, cuda)} for name in _op_names()},
+        "ops": {name: {"cpu": _cpu_path(name, cpu), "cuda": _cuda_path(name)} for name in _op_names()},
     }
 
 
@@ -101,14 +101,18 @@ def _cpu_path(name: str, cpu: dict[str, Any]) -> str:
     return f"compiled kernel, {cpu['isa']} (best of {', '.join(cpu['available'])}, lowered by INNERLOOP_CPU)"
 
 
-def _cuda_path(name: str, module: ModuleType | None, cuda: dict[str, Any]) -> str:
-    if _registered(name, "CUDA") and (module is None or not hasattr(module, name)):
-        if system.triton_enabled():
-            return "Triton kernel, asked for by INNERLOOP_TRITON=1; not yet run on a GPU"
-        return "plain torch definition; INNERLOOP_TRITON=1 takes the Triton kernel, which no GPU has run yet"
-    if not _registered(name, "CUDA") or module is None or not hasattr(module, name):
+def _cuda_path(name: str) -> str:
+    if name == "nbfnet_layer":
+        return f"relational_spmm ({_cuda_path('relational_spmm')}), then dense products of torch"
+    if not _registered(name, "CUDA"):
         return "plain torch definition: no CUDA kernel yet; it forms per-edge tensors, and is not yet measured on a GPU"
-    return f"compiled kernel, {cuda['architectures']}" + ("" if cuda["devices"] else " (no device answers)")
+    wanted = system.gpu_kernels()
+    if wanted is None:
+        return "plain torch definition; INNERLOOP_GPU=cuda or triton takes kernels which no GPU has run yet"
+    if wanted == "triton":
+        return "Triton kernel, asked for by INNERLOOP_GPU; not yet run on a GPU"
+    how = "compiled by CuPy's NVRTC at first use" if system.cuda_module() is None else "compiled with the package"
+    return f"CUDA kernel, {how}, asked for by INNERLOOP_GPU; not yet run on a GPU"
 
 
 def _text(found: dict[str, Any]) -> str:

@@ -84,6 +84,8 @@ class RelGraph:
     def _build(self) -> Tensor:
         from . import _cpu
 
+        if self.edge_index.device.type != "cpu" and _in_range(self.edge_index, self.edge_type, self):
+            return _build_on_device(self.edge_index, self.edge_type, self.num_nodes, self.num_relations)
         csr = torch.empty(_csr_length(self.num_nodes, self.num_edges), dtype=torch.int32, device="cpu")
         source, destination = self.edge_index.cpu().contiguous()
         _cpu.build_csr(
@@ -94,7 +96,7 @@ class RelGraph:
             self.num_nodes,
             self.num_relations,
         )
-        return csr.to(self.edge_index.device)
+        return csr
 
     @classmethod
     def _from_parts(cls, **parts: object) -> RelGraph:
@@ -171,20 +173,14 @@ class RelGraph:
             IndexError: a position out of range.
         """
         mask = self._drop_mask(edges)
-        if self.csr.device.type != "cpu":
-            keep = ~mask
-            return RelGraph(
-                self.edge_index[:, keep],
-                self.edge_type[keep],
-                self.num_nodes,
-                self.num_relations,
-                None if self.edge_weight is None else self.edge_weight[keep],
-            )
         from . import _cpu
 
         kept = self.num_edges - int(torch.count_nonzero(mask))
-        csr = torch.empty(_csr_length(self.num_nodes, kept), dtype=torch.int32, device="cpu")
-        _cpu.drop_edges(csr, self.csr, mask, kept)
+        if self.csr.device.type == "cpu":
+            csr = torch.empty(_csr_length(self.num_nodes, kept), dtype=torch.int32, device="cpu")
+            _cpu.drop_edges(csr, self.csr, mask, kept)
+        else:
+            csr = _drop_on_device(self, mask)
         return RelGraph._from_parts(
             _kept=(self, mask),
             num_nodes=self.num_nodes,
@@ -248,6 +244,38 @@ _HEADER = 2  # the packed CSR starts with V and R
 
 def _csr_length(num_nodes: int, num_edges: int) -> int:
     return _HEADER + num_nodes + 1 + 3 * num_edges
+
+
+def _in_range(edge_index: Tensor, edge_type: Tensor, graph: RelGraph) -> bool:
+    """Whether the device need not be left: where an id is bad, the build on the CPU says which."""
+    bad = (edge_index < 0) | (edge_index >= graph.num_nodes)
+    return not bool((bad.any(0) | (edge_type < 0) | (edge_type >= graph.num_relations)).any())
+
+
+def _build_on_device(edge_index: Tensor, edge_type: Tensor, num_nodes: int, num_relations: int) -> Tensor:
+    """The packed CSR without leaving the device: three stable sorts, the last key first."""
+    source, destination = edge_index
+    order = torch.arange(source.shape[0], device=source.device)
+    for key in (source, edge_type, destination):
+        order = order[key[order].sort(stable=True).indices]
+    degree = torch.bincount(destination, minlength=num_nodes)
+    return _pack_csr(num_nodes, num_relations, degree.cumsum(0), source[order], edge_type[order], order)
+
+
+def _drop_on_device(graph: RelGraph, mask: Tensor) -> Tensor:
+    """The packed CSR of the edges where `mask` (E,) is False."""
+    eid = graph.eid.long()
+    keep = ~mask[eid]
+    renumbered = (~mask).cumsum(0) - 1
+    # Kept edges up to each row's end; the leading 0 is that of an empty beginning.
+    ends = torch.cat([eid.new_zeros(1), keep.cumsum(0)])[graph.indptr[1:].long()]
+    parts = graph.src[keep], graph.rel[keep], renumbered[eid[keep]]
+    return _pack_csr(graph.num_nodes, graph.num_relations, ends, *parts)
+
+
+def _pack_csr(num_nodes: int, num_relations: int, ends: Tensor, src: Tensor, rel: Tensor, eid: Tensor) -> Tensor:
+    head = ends.new_tensor([num_nodes, num_relations, 0])
+    return torch.cat([x.to(torch.int32) for x in (head, ends, src, rel, eid)])
 
 
 def _check_ids(name: str, ids: Tensor, op: str = "RelGraph") -> None:

@@ -9,7 +9,7 @@ import importlib.util
 import os
 from types import ModuleType
 
-__all__ = ["cpu_isa", "cpu_isas", "cuda_module", "has_cuda_kernels", "triton_enabled"]
+__all__ = ["cpu_isa", "cpu_isas", "cuda_module", "gpu_kernels", "has_cuda_kernels"]
 
 
 def cpu_isas() -> tuple[str, ...]:
@@ -49,10 +49,21 @@ def has_cuda_kernels() -> bool:
 
 
 @functools.cache
-def triton_enabled() -> bool:
-    """Whether CUDA tensors take the Triton kernels: asked for with INNERLOOP_TRITON=1, and Triton is installed.
+def gpu_kernels() -> str | None:
+    """Which kernels CUDA tensors take: "cuda" or "triton" where INNERLOOP_GPU asks for them, else None.
 
-    They are right in Triton's interpreter and compile for sm_80 and sm_90, but no GPU has run them yet. The variable is
-    read once.
+    Both are held to the definition on the CPU (the CUDA sources compiled as C++, Triton in its interpreter) and compile
+    for sm_80 and sm_90, but no GPU has run them yet: without the variable GPUs run the plain definition. Read once.
+
+    Raises:
+        ValueError: INNERLOOP_GPU is something else.
+        RuntimeError: what it asks for is not installed.
     """
-    return os.environ.get("INNERLOOP_TRITON") == "1" and importlib.util.find_spec("triton") is not None
+    wanted = os.environ.get("INNERLOOP_GPU", "plain")
+    if wanted not in ("cuda", "triton", "plain"):
+        raise ValueError(f"INNERLOOP_GPU is {wanted!r}, expected cuda, triton or plain")
+    if wanted == "cuda" and cuda_module() is None and importlib.util.find_spec("cupy") is None:
+        raise RuntimeError("INNERLOOP_GPU is 'cuda', but innerloop was built without nvcc and CuPy is not installed")
+    if wanted == "triton" and importlib.util.find_spec("triton") is None:
+        raise RuntimeError("INNERLOOP_GPU is 'triton', but Triton is not installed")
+    return None if wanted == "plain" else wanted

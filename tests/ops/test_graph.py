@@ -5,6 +5,7 @@ import pytest
 import torch
 from cases import make_case
 from innerloop import RelGraph
+from innerloop import graph as graph_module
 
 INTS = ("indptr", "src", "rel", "eid")
 
@@ -194,3 +195,27 @@ def test_drop_keeps_no_tie_to_the_callers_mask():
 def test_default_counts_are_checked(ids, error):
     with pytest.raises(error, match="RelGraph"):
         RelGraph(torch.tensor([ids, [0, 0]]), torch.tensor([0, 0]))
+
+
+# What a GPU would run, on the CPU: plain torch, so the device does not matter.
+
+
+@pytest.mark.parametrize(
+    ("num_nodes", "num_edges", "num_relations"), [(7, 60, 3), (1, 4, 1), (5, 0, 2), (9, 3, 1), (0, 0, 0)]
+)
+def test_build_and_drop_on_a_device(num_nodes, num_edges, num_relations):
+    edges = torch.randint(0, max(num_nodes, 1), (2, num_edges))
+    kinds = torch.randint(0, max(num_relations, 1), (num_edges,))
+    graph = RelGraph(edges, kinds, num_nodes, num_relations)
+    built = graph_module._build_on_device(graph.edge_index, graph.edge_type, num_nodes, num_relations)
+    assert torch.equal(built, graph.csr)
+    mask = torch.rand(num_edges) < 0.4
+    assert torch.equal(graph_module._drop_on_device(graph, mask), graph.drop(mask).csr)
+
+
+def test_bad_ids_leave_the_device_for_their_message():
+    good = torch.tensor([[0, 1], [1, 2]]), torch.tensor([0, 1])
+    graph = RelGraph(*good, 3, 2)
+    assert graph_module._in_range(*good, graph)
+    for edges, kinds in (([[0, 3], [1, 2]], [0, 1]), ([[0, 1], [-1, 2]], [0, 1]), ([[0, 1], [1, 2]], [0, 2])):
+        assert not graph_module._in_range(torch.tensor(edges), torch.tensor(kinds), graph)

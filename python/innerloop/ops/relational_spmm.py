@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import _cpu
 from ..graph import RelGraph
 from ..reference.relational_spmm import relational_spmm as _reference
-from ..system import triton_enabled
+from ..system import gpu_kernels
 from ._registry import define, wants_grad, warn_no_kernel
 
 __all__ = ["MULS", "SUMS", "relational_spmm"]
@@ -116,7 +116,7 @@ _backward = define(
 
 def _has_kernel(graph, relation, input, boundary, edge_weight, mul) -> bool:
     """Whether tensors of this device have a kernel; on a GPU after the checks that the binding makes on the CPU."""
-    if not input.is_cuda or not triton_enabled():
+    if not input.is_cuda or gpu_kernels() is None:
         return False
     _check(graph.csr, relation, input, boundary, edge_weight, mul)
     for name, t, rows in (
@@ -207,9 +207,9 @@ def _(csr, relation, input, boundary, edge_weight, sum, mul):
 
 @_forward.cuda
 def _(csr, relation, input, boundary, edge_weight, sum, mul):
-    from . import _relational_spmm_triton
+    from . import _relational_spmm_gpu as gpu
 
-    return _relational_spmm_triton.forward(csr, relation, input, boundary, edge_weight, sum, mul)
+    return gpu.forward(gpu.kernels(), csr, relation, input, boundary, edge_weight, sum, mul)
 
 
 @_forward.fake
@@ -242,10 +242,10 @@ def _(grad_out, out, csr, relation, input, boundary, edge_weight, sum, mul, weig
 
 @_backward.cuda
 def _(grad_out, out, csr, relation, input, boundary, edge_weight, sum, mul, weight_grad):
-    from . import _relational_spmm_triton
+    from . import _relational_spmm_gpu as gpu
 
-    return _relational_spmm_triton.backward(
-        grad_out, out, csr, relation, input, boundary, edge_weight, sum, mul, weight_grad
+    return gpu.backward(
+        gpu.kernels(), grad_out, out, csr, relation, input, boundary, edge_weight, sum, mul, weight_grad
     )
 
 
