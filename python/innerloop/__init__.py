@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from . import compat, data, nn, ops, reference
     from .graph import RelGraph
+    from .ops._functions import Aggregate, Message
     from .ops.bellman_ford import Semiring, bellman_ford
     from .ops.nbfnet_layer import nbfnet_layer
     from .ops.relational_spmm import relational_spmm
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 # name -> module that defines it; a module name alone maps to itself.
 _EXPORTS = {
+    "Aggregate": ".ops._functions",
+    "Message": ".ops._functions",
     "RelGraph": ".graph",
     "Semiring": ".ops.bellman_ford",
     "bellman_ford": ".ops.bellman_ford",
@@ -33,6 +36,8 @@ _EXPORTS = {
 _MODULES = ("compat", "data", "nn", "ops", "recipes", "reference")
 
 __all__ = [
+    "Aggregate",
+    "Message",
     "RelGraph",
     "Semiring",
     "__version__",

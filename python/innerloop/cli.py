@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ``innerloop`` command: ``innerloop nbfnet fit|evaluate|explain ...`` and ``innerloop doctor``."""
+"""The ``innerloop`` command: ``innerloop nbfnet fit|evaluate|explain|links ...`` and ``innerloop doctor``."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ usage: innerloop COMMAND ...
   innerloop nbfnet evaluate CKPT  rank the test split with a trained model
   innerloop nbfnet explain HEAD RELATION TAIL
                                   the paths behind a prediction of a trained model
+  innerloop nbfnet links DATA     train NBFNet on an undirected graph, e.g. cora.cites.xz
   innerloop nbfnet heuristics DATA
                                   Katz, PageRank and graph distance as link predictors
   innerloop ultra predict CKPT HEAD RELATION
@@ -27,7 +28,7 @@ usage: innerloop COMMAND ...
 """
 
 
-_COMMANDS = {"nbfnet": ("fit", "evaluate", "explain", "heuristics"), "ultra": ("predict", "evaluate", "fit")}
+_COMMANDS = {"nbfnet": ("fit", "evaluate", "explain", "links", "heuristics"), "ultra": ("predict", "evaluate", "fit")}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,7 +81,7 @@ def _recipe(name: str, arguments: list[str]) -> int:
     except Interrupted as stop:
         print(f"innerloop: {stop} with --resume auto", file=sys.stderr)
         return 130
-    except (FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, MemoryError, ValueError) as error:
         if not _is_ours(error):
             raise
         print(f"innerloop: {error}", file=sys.stderr)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from cases import Record, filter_torch_warnings
-from innerloop import RelGraph
+from innerloop import Aggregate, Message, RelGraph
 from innerloop.nn import GeneralizedRelationalConv, NBFNet
 from tolerances import assert_close
 from torch import Tensor
@@ -416,3 +416,116 @@ def test_explain_errors():
         model.explain(weighted, 0, 0, 1)
     with pytest.raises(ValueError, match="1 tensors, expected 2"):
         model(graph, torch.tensor([0]), torch.tensor([0]), None, [torch.ones(1)])
+
+
+# ---- one relation, undirected ----
+
+HEAD, TAIL = torch.tensor([3, 0, 3, 5, 0]), torch.tensor([0, 3, 1, 5, 1])
+
+
+def undirected(**options) -> tuple[NBFNet, RelGraph]:
+    """Node 11 has its self-loop only."""
+    edges = torch.randint(0, 11, (2, 15))
+    edges = torch.cat([edges, edges.flip(0), torch.arange(12).expand(2, -1)], dim=1)
+    options = {"dim": 8, "num_layers": 3, "dependent": False, "inverse": False} | options
+    return NBFNet(1, **options).double(), RelGraph(edges, torch.zeros(42, dtype=torch.int64), 12, 1)
+
+
+def test_one_relation_has_no_inverse_parameters():
+    model = NBFNet(1, dependent=False, inverse=False)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    assert shapes["query.weight"] == (1, 32)
+    assert shapes["layers.5.relation.weight"] == (1, 32)
+    assert shapes.keys() == {name for name, _ in NBFNet(1, dependent=False).named_parameters()}
+    assert sum(p.numel() for p in model.parameters()) == 84_897
+    assert NBFNet(3, inverse=False).layers[0].relation_linear.weight.shape == (3 * 32, 32)
+
+
+@pytest.mark.parametrize("options", [{}, {"dependent": True}, {"aggregate": "sum"}, {"concat_hidden": True}], ids=str)
+def test_pair_scores_are_the_mean_of_two_runs(options):
+    model, graph = undirected(**options)
+    relation = torch.tensor([0])
+    features = []
+    for u, v in zip(HEAD, TAIL, strict=True):
+        runs = [model.node_features(graph, s[None], relation) for s in (u, v)]
+        mean = (runs[0][0][v, 0] + runs[1][0][u, 0]) / 2
+        features.append(torch.cat([mean, runs[0][1][0]]))
+    expected = model.mlp(torch.stack(features))[:, 0]
+    actual = model.pair_scores(graph, HEAD, TAIL)
+    assert_close(actual, expected)
+    assert torch.equal(actual, model.pair_scores(graph, TAIL, HEAD))
+
+    arguments, weight = list(model.parameters()), torch.randn(5, dtype=torch.float64)
+    truth = torch.autograd.grad((expected * weight).sum(), arguments)
+    for grad, want in zip(torch.autograd.grad((actual * weight).sum(), arguments), truth, strict=True):
+        assert_close(grad, want)
+
+    one_way = model.pair_scores(graph, HEAD, TAIL, symmetric=False)
+    assert_close(one_way, model(graph, HEAD, torch.zeros_like(HEAD), TAIL[:, None])[:, 0])
+    assert (one_way - actual).abs().max() > 1e-6
+
+
+def test_pair_scores_of_another_relation():
+    model, graph = NBFNet(R, dim=8, num_layers=2).double(), make_graph(V=12).with_inverse()
+    asked = torch.full_like(HEAD, R + 1)
+    expected = model(graph, HEAD, asked, TAIL[:, None])[:, 0]
+    assert_close(model.pair_scores(graph, HEAD, TAIL, R + 1, symmetric=False), expected)
+
+
+def test_pair_scores_run_each_source_once(monkeypatch):
+    model, graph = undirected()
+    sources = []
+    original = model.node_features
+    monkeypatch.setattr(model, "node_features", lambda *args: sources.append(args[1].tolist()) or original(*args))
+    model.pair_scores(graph, HEAD, TAIL)
+    model.pair_scores(graph, HEAD, TAIL, symmetric=False)
+    assert sources == [[0, 1, 3, 5], [0, 3, 5]]
+    assert model.pair_scores(graph, HEAD[:0], TAIL[:0]).shape == (0,)
+
+
+PAIR_ERRORS = {
+    "shape": ((HEAD, TAIL[:4]), ["head and tail", "(5,)", "(4,)"]),
+    "head": ((HEAD + 7, TAIL), ["head holds 12", "[0, 12)"]),
+    "tail": ((HEAD, TAIL - 1), ["tail holds -1"]),
+    "relation": ((HEAD, TAIL, 1), ["relation holds 1", "[0, 1)"]),
+}
+
+
+@pytest.mark.parametrize("what", PAIR_ERRORS)
+def test_pair_scores_errors(what):
+    arguments, words = PAIR_ERRORS[what]
+    model, graph = undirected()
+    with pytest.raises((ValueError, IndexError), match=r"NBFNet\.pair_scores") as caught:
+        model.pair_scores(graph, *arguments)
+    assert not [word for word in words if word not in str(caught.value)], caught.value
+
+
+def test_graph_with_inverses_is_an_error_without():
+    model, graph = undirected()
+    with pytest.raises(ValueError, match=r"2 relations, expected 1 .*inverse=False"):
+        model.pair_scores(graph.with_inverse(), HEAD, TAIL)
+
+
+# ---- messages and aggregates of one's own ----
+
+
+def test_own_message_and_aggregate():
+    """DistMult and sum as functions are DistMult and sum, and their parameters get the same gradients."""
+    pytest.importorskip("numba")
+    graph = make_graph(R=3).with_inverse()
+    own = (
+        Message(lambda x, w: x * w, lambda x, w: (w, x)),
+        Aggregate(lambda total, m: total + m, 0.0, share=lambda m, out, n: 1.0),
+    )
+    models = [NBFNet(3, 8, 2, message=m, aggregate=a) for m, a in (("distmult", "sum"), own)]
+    models[1].load_state_dict(models[0].state_dict())
+    scores = [model(graph, torch.tensor([0, 4]), torch.tensor([1, 5])) for model in models]
+    assert_close(scores[1], scores[0])
+    for score in scores:
+        score.square().sum().backward()
+    for a, b in zip(models[1].parameters(), models[0].parameters(), strict=True):
+        assert_close(a.grad, b.grad)
+    with pytest.raises(ValueError, match="aggregate is 'pna', expected one of sum, add, mean, max, min"):
+        NBFNet(3, 8, 2, message=own[0])
+    with pytest.raises(ValueError, match="message is 'rotate', expected one of distmult, transe"):
+        NBFNet(3, 8, 2, message="rotate", aggregate=own[1])

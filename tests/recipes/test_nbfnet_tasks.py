@@ -6,13 +6,14 @@ import random
 
 import pytest
 import torch
-from innerloop.recipes.nbfnet.config import PRESETS, PUBLISHED, Config, make_config
+from innerloop.recipes.nbfnet.config import LINK_PRESETS, PRESETS, PUBLISHED, Config, make_config
 from innerloop.recipes.nbfnet.tasks import (
     FactIndex,
     adversarial_loss,
     easy_edges,
     expected_hits,
     filtered_rank,
+    given_rank,
     metrics_of,
     queries_of,
     step_generator,
@@ -87,6 +88,43 @@ def test_negatives_of_a_query_without_facts_are_all_entities():
     last = torch.tensor([3]), torch.tensor([1])
     negative = index.sample_negatives(*last, 200, step_generator(0))
     assert negative.unique().tolist() == [0, 1, 2, 3]
+
+
+def test_negatives_of_the_type_of_the_answer():
+    types = torch.tensor([0] * 5 + [1] * 11 + [3] * 7)  # no entity has type 2
+    triples = random_triples(300)
+    facts = set(with_inverses(triples))
+    index = FactIndex.from_triples(torch.cat([triples, triples[:20]]), V, R)  # with duplicates
+    queries = with_inverses(triples)
+    queries += [(s, r, a) for s in (0, V - 1) for r in (0, 2 * R - 1) for a in (0, 7, V - 1)]
+    source, relation, answer = torch.tensor(queries).unbind(1)
+    n = 4000
+    negative = index.sample_negatives(source, relation, n, step_generator(3), types=types, answer=answer)
+    for b in (*range(0, 600, 11), *range(600, len(queries))):
+        s, r, a = queries[b]
+        allowed = [v for v in range(V) if types[v] == types[a] and (s, r, v) not in facts]
+        counts = torch.bincount(negative[b], minlength=V)
+        assert counts[allowed].sum() == n  # nothing but allowed ones
+        p = 1 / len(allowed)
+        assert (counts[allowed] - n * p).abs().max() <= 5 * math.sqrt(n * p * (1 - p))
+
+
+def test_one_type_draws_as_no_types():
+    index = FactIndex.from_triples(random_triples(300), V, R)
+    source, relation, answer = torch.tensor([[0, 1, 2], [22, 5, 9], [4, 0, 22]]).unbind(1)
+    plain = index.sample_negatives(source, relation, 50, step_generator(1))
+    typed = index.sample_negatives(source, relation, 50, step_generator(1), types=torch.zeros(V).long(), answer=answer)
+    assert torch.equal(plain, typed)
+
+
+def test_errors_of_typed_negatives():
+    index = FactIndex.from_triples(torch.tensor([[0, 0, 2], [0, 0, 3], [0, 0, 0]]), 4, 1)
+    query = torch.tensor([1, 0]), torch.tensor([0, 0])
+    types, answer = torch.tensor([0, 0, 1, 1]), torch.tensor([3, 2])
+    with pytest.raises(ValueError, match=r"source=0, relation=0\) has all 2 entities of the type as answers"):
+        index.sample_negatives(*query, 3, step_generator(0), types=types, answer=answer)
+    with pytest.raises(ValueError, match="takes types and answer together, got one of them"):
+        index.sample_negatives(*query, 3, step_generator(0), types=types)
 
 
 def test_query_with_every_answer_true_has_no_negatives():
@@ -175,6 +213,30 @@ def test_nan_scores_are_an_error():
         filtered_rank(scores, torch.tensor([[0, 0, 1], [5, 1, 2]]), index)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rank_among_given_negatives(dtype):
+    """OGB's evaluator: the mean of the ranks with ties for and against the answer."""
+    scores = torch.randint(0, 5, (60, 1 + 12)).to(dtype)  # five values: ties everywhere
+    scores[0] = 2.0
+    scores[1] = torch.arange(13)
+    query = torch.zeros(60, 3, dtype=torch.int64)
+    rank, num_negative = given_rank(scores, query)
+    assert num_negative.tolist() == [12] * 60
+    for b, (answer, *negative) in enumerate(scores.tolist()):
+        best = 1 + sum(s > answer for s in negative)
+        worst = 1 + sum(s >= answer for s in negative)
+        assert rank[b] == (best + worst) / 2
+    assert rank[:2].tolist() == [7, 13]
+    found = metrics_of(rank, num_negative)
+    assert found["mrr"] == pytest.approx(sum(1 / r for r in rank.tolist()) / 60)
+    assert found["hits@3"] == sum(r <= 3 for r in rank.tolist()) / 60
+
+
+def test_nan_among_given_negatives_is_an_error():
+    with pytest.raises(ValueError, match=r"query \(source=5, relation=1\) with NaN"):
+        given_rank(torch.tensor([[torch.nan, 1.0]]), torch.tensor([[5, 1, 2]]))
+
+
 @pytest.mark.parametrize("n", [49, 50])
 def test_expected_hits_against_sampling(n):
     rank = torch.tensor([1, 20, 100, 180, 501])
@@ -223,8 +285,20 @@ def test_published_settings(name, batch_size, dependent, one_hop, temperature):
     assert config.adversarial_temperature == temperature
 
 
+def test_published_settings_of_biokg():
+    config = make_config("ogbl-biokg")
+    expected = Config(
+        epochs=10, batch_size=8, eval_batch_size=8, lr=2e-4, remove_one_hop=True, limit=200, valid_triples=1000
+    )
+    assert config == expected
+    assert (config.num_negative, config.adversarial_temperature, config.dependent) == (32, 0.5, True)
+    assert PUBLISHED["ogbl-biokg"]["official"]["mrr"] == 0.829
+    with pytest.raises(ValueError, match="valid_triples must not be negative, got -1"):
+        make_config("ogbl-biokg", valid_triples=-1)
+
+
 def test_presets_have_published_numbers():
-    assert PRESETS.keys() == PUBLISHED.keys()
+    assert PRESETS.keys() | LINK_PRESETS.keys() == PUBLISHED.keys()
     assert PUBLISHED["fb237_v1"]["official"] == {"hits@10_50": 0.834}
     assert PUBLISHED["wn18rr_v4"]["PyG"] == {"hits@10_49": 0.888}
 

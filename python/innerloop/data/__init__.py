@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Data set readers and the small data sets that ship with the package."""
 
+from innerloop.data.biokg import read_biokg
 from innerloop.data.kg import (
     KnowledgeGraph,
     Split,
@@ -17,6 +18,7 @@ __all__ = [
     "Split",
     "find_dataset",
     "load_embedded",
+    "read_biokg",
     "read_kg",
     "read_links",
     "read_triples",

@@ -35,6 +35,10 @@ class Split:
         filter: int64 (K, 3), triples known to be true, left out when a target is ranked.
         entities: entity tokens; entity id = position. Candidates are all of them.
         names: readable name of each entity where a names file is present, else None.
+        negatives: integers (T, 2, N), the candidates each target is ranked against where the data set fixes them:
+            [:, 0] in place of its tail, [:, 1] in place of its head. None ranks against all entities but ``filter``.
+        types: int64 (V,), not decreasing, the type of each entity; negatives of training then have the type of the true
+            answer. None if entities have no types.
     """
 
     facts: Tensor
@@ -42,6 +46,8 @@ class Split:
     filter: Tensor
     entities: Sequence[str]
     names: Sequence[str] | None = None
+    negatives: Tensor | None = None
+    types: Tensor | None = None
 
     @property
     def num_entities(self) -> int:
@@ -167,9 +173,13 @@ def load_embedded(name: str, *, relations: Sequence[str] | None = None) -> Knowl
 def find_dataset(
     name: str, data: str | Path | None = None, *, relations: Sequence[str] | None = None
 ) -> KnowledgeGraph:
-    """The folder ``data`` if one is given, else the embedded data set ``name``."""
+    """The folder ``data`` (of text files, or of ogbl-biokg) if one is given, else the embedded data set ``name``."""
+    from innerloop.data.biokg import is_biokg, read_biokg
+
     if data is None:
         return load_embedded(name, relations=relations)
+    if is_biokg(data):
+        return read_biokg(data, relations=relations)
     return read_kg(data, relations=relations)
 
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ..graph import RelGraph
+from ..ops._functions import AGGREGATES, Aggregate, Message
 from ..ops.nbfnet_layer import combine_pna, nbfnet_layer
 from ..ops.relational_spmm import SUMS, relational_spmm
 
@@ -50,8 +51,8 @@ class GeneralizedRelationalConv(nn.Module):
         output_dim: channels of the output.
         num_relations: relations of the graph, inverses included (2R).
         query_dim: channels of the query.
-        message: "distmult", "transe" or "rotate"; also "min" and "and".
-        aggregate: "sum", "mean", "max", "min", "logsumexp", "or" or "pna".
+        message: "distmult", "transe" or "rotate"; also "min" and "and"; or an `innerloop.Message` of your functions.
+        aggregate: "sum", "mean", "max", "min", "logsumexp", "or" or "pna"; or an `innerloop.Aggregate`.
         layer_norm: normalise before the activation.
         activation: "relu" or "none".
         dependent: every query has its own relation table, a linear map of the query; else one embedding for all.
@@ -70,19 +71,22 @@ class GeneralizedRelationalConv(nn.Module):
         output_dim: int,
         num_relations: int,
         query_dim: int,
-        message: str = "distmult",
-        aggregate: str = "pna",
+        message: str | Message = "distmult",
+        aggregate: str | Aggregate = "pna",
         layer_norm: bool = False,
         activation: str = "relu",
         dependent: bool = True,
     ) -> None:
         super().__init__()
-        for name, value, known in (
-            ("message", message, _MESSAGES),
-            ("aggregate", aggregate, SUMS),
-            ("activation", activation, _ACTIVATIONS),
+        # Beside a function of one's own: what can be compiled together with it.
+        messages = _MESSAGES if not isinstance(aggregate, Aggregate) else ("distmult", "transe")
+        sums = SUMS if not isinstance(message, Message) else AGGREGATES
+        for name, value, known, own in (
+            ("message", message, messages, Message),
+            ("aggregate", aggregate, sums, Aggregate),
+            ("activation", activation, _ACTIVATIONS, ()),
         ):
-            if value not in known:
+            if not isinstance(value, own) and value not in known:
                 raise ValueError(f"GeneralizedRelationalConv: {name} is {value!r}, expected one of {', '.join(known)}")
         if message == "rotate" and input_dim % 2:
             raise ValueError(
@@ -91,6 +95,7 @@ class GeneralizedRelationalConv(nn.Module):
         self.input_dim, self.output_dim = input_dim, output_dim
         self.num_relations, self.query_dim = num_relations, query_dim
         self.message, self.aggregate, self.activation = message, aggregate, activation
+        self._product = message if isinstance(message, Message) else _MESSAGES[message]
         self.dependent = dependent
         self.layer_norm = nn.LayerNorm(output_dim) if layer_norm else None
         self.linear = nn.Linear(input_dim * (13 if aggregate == "pna" else 2), output_dim)
@@ -125,7 +130,7 @@ class GeneralizedRelationalConv(nn.Module):
             relation.to(input.dtype),
             input,
             sum=self.aggregate,
-            mul=_MESSAGES[self.message],
+            mul=self._product,
             boundary=boundary.to(input.dtype),
             edge_weight=edge_weight,
         )
@@ -158,7 +163,7 @@ class GeneralizedRelationalConv(nn.Module):
             None if norm is None else norm.weight,
             None if norm is None else norm.bias,
             scalers,
-            mul=_MESSAGES[self.message],
+            mul=self._product,
             eps=1e-5 if norm is None else norm.eps,
             relu=self.activation == "relu",
             residual=residual,
@@ -184,16 +189,18 @@ def check_queries(model: str, graph: RelGraph, source: Tensor, relation: Tensor,
         )
     if target is not None and (target.dim() != 2 or len(target) != len(source)):
         raise ValueError(f"{model}: target has shape {tuple(target.shape)}, expected ({len(source)}, N) or None")
-    if torch.compiler.is_compiling():
+    _check_ids(model, "source", source, graph.num_nodes)
+    _check_ids(model, "relation", relation, graph.num_relations)
+    if target is not None:
+        _check_ids(model, "target", target, graph.num_nodes)
+
+
+def _check_ids(model: str, name: str, ids: Tensor, limit: int) -> None:
+    if torch.compiler.is_compiling() or not ids.numel():
         return
-    for name, ids, limit in (
-        ("source", source, graph.num_nodes),
-        ("relation", relation, graph.num_relations),
-        ("target", target, graph.num_nodes),
-    ):
-        if ids is not None and ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= limit):
-            bad = ids[(ids < 0) | (ids >= limit)].flatten()[0]
-            raise IndexError(f"{model}: {name} holds {int(bad)}, expected ids in [0, {limit})")
+    if int(ids.min()) < 0 or int(ids.max()) >= limit:
+        bad = ids[(ids < 0) | (ids >= limit)].flatten()[0]
+        raise IndexError(f"{model}: {name} holds {int(bad)}, expected ids in [0, {limit})")
 
 
 class ExplainedPath(NamedTuple):
@@ -206,15 +213,14 @@ class ExplainedPath(NamedTuple):
 
 
 class NBFNet(nn.Module):
-    """Neural Bellman-Ford Network for link prediction on a knowledge graph.
+    """Neural Bellman-Ford Network for link prediction on a knowledge graph or, with `inverse=False`, an undirected one.
 
     Runs `num_layers` Bellman-Ford layers from the source of each query and scores targets with an MLP. With PNA and
     without edge weights each layer is one op, `nbfnet_layer`, reached through `GeneralizedRelationalConv.fused`: module
     hooks on the layers do not run then.
 
     Args:
-        num_relations: R, relations before inverses are added; the graph given to `forward` has 2R
-            (`graph.with_inverse()`).
+        num_relations: R, relations before inverses are added.
         dim: channels of every layer and of the query embedding.
         num_layers: Bellman-Ford steps.
         message, aggregate, dependent, layer_norm: see :class:`GeneralizedRelationalConv`.
@@ -223,6 +229,8 @@ class NBFNet(nn.Module):
         num_mlp_layers: linear layers of the readout.
         checkpoint: keep only the input of each layer for the backward pass, and run the layer again there: less memory
             for one more forward pass.
+        inverse: the graph given to `forward` has 2R relations (`graph.with_inverse()`), and so have the query embedding
+            and the layers. False: R, for a graph whose edges already run both ways, see `pair_scores`.
 
     Source: Zhu et al. 2021, section 3.3 and appendix; defaults are those of the published runs.
     """
@@ -232,14 +240,15 @@ class NBFNet(nn.Module):
         num_relations: int,
         dim: int = 32,
         num_layers: int = 6,
-        message: str = "distmult",
-        aggregate: str = "pna",
+        message: str | Message = "distmult",
+        aggregate: str | Aggregate = "pna",
         dependent: bool = True,
         short_cut: bool = True,
         layer_norm: bool = True,
         concat_hidden: bool = False,
         num_mlp_layers: int = 2,
         checkpoint: bool = False,
+        inverse: bool = True,
     ) -> None:
         super().__init__()
         self.checkpoint = checkpoint
@@ -251,13 +260,12 @@ class NBFNet(nn.Module):
         ):
             if value < 1:
                 raise ValueError(f"NBFNet: {name} is {value}, expected at least 1")
-        self.num_relations, self.dim = num_relations, dim
+        self.num_relations, self.dim, self.inverse = num_relations, dim, inverse
         self.short_cut, self.concat_hidden = short_cut, concat_hidden
-        self.query = nn.Embedding(2 * num_relations, dim)
+        kinds = 2 * num_relations if inverse else num_relations
+        self.query = nn.Embedding(kinds, dim)
         self.layers = nn.ModuleList(
-            GeneralizedRelationalConv(
-                dim, dim, 2 * num_relations, dim, message, aggregate, layer_norm, "relu", dependent
-            )
+            GeneralizedRelationalConv(dim, dim, kinds, dim, message, aggregate, layer_norm, "relu", dependent)
             for _ in range(num_layers)
         )
         width = dim * (num_layers + 1 if concat_hidden else 2)
@@ -277,7 +285,7 @@ class NBFNet(nn.Module):
         """Scores of (source, relation, target) as logits.
 
         Args:
-            graph: V nodes and 2R relations.
+            graph: V nodes and 2R relations (R if `inverse` is False).
             source: int64 (B,). relation: int64 (B,) in [0, 2R); a head query (?, r, t) is source t, relation r + R.
             target: int64 (B, N), or None for all nodes.
             edge_weight: floating (E,) weights of the messages in every layer, or one such tensor for each layer.
@@ -296,6 +304,45 @@ class NBFNet(nn.Module):
         else:
             hidden = hidden[target, torch.arange(len(source), device=target.device)[:, None]]  # (B, N, d)
         return self.score(hidden, query)
+
+    def pair_scores(
+        self, graph: RelGraph, head: Tensor, tail: Tensor, relation: int = 0, *, symmetric: bool = True
+    ) -> Tensor:
+        """Scores of the pairs (head_i, tail_i) as logits; each distinct source is run once.
+
+        symmetric: MLP([(h(u, v) + h(v, u)) / 2, query]), equal for (u, v) and (v, u); else MLP([h(u, v), query]).
+
+        Args:
+            graph: V nodes and 2R relations (R if `inverse` is False).
+            head, tail: int64 (n,).
+            relation: of the query, in both directions.
+            symmetric: run from the heads and from the tails, else from the heads alone.
+
+        Returns:
+            (n,).
+
+        Raises:
+            ValueError: shapes that do not fit, or a graph with another number of relations.
+            IndexError: an id out of range.
+
+        Source: Zhu et al. 2021, appendix on homogeneous graphs; the official code's `symmetric`.
+        """
+        if head.dim() != 1 or head.shape != tail.shape:
+            raise ValueError(
+                f"NBFNet.pair_scores: head and tail have shapes {tuple(head.shape)} and {tuple(tail.shape)}, "
+                "expected (n,) each"
+            )
+        self._check_graph(graph)
+        for name, ids in (("head", head), ("tail", tail)):
+            _check_ids("NBFNet.pair_scores", name, ids, graph.num_nodes)
+        asked = torch.tensor([relation], device=head.device)
+        _check_ids("NBFNet.pair_scores", "relation", asked, graph.num_relations)
+        source, target = torch.stack([head, tail]), torch.stack([tail, head])
+        if not symmetric:
+            source, target = source[:1], target[:1]
+        source, column = torch.unique(source, return_inverse=True)
+        hidden, _ = self.node_features(graph, source, asked.expand(len(source)))
+        return self.score(hidden[target, column].mean(0)[None], self.query(asked))[0]
 
     def node_features(
         self,
@@ -389,9 +436,11 @@ class NBFNet(nn.Module):
         ]
 
     def _check(self, graph: RelGraph, source: Tensor, relation: Tensor, target: Tensor | None) -> None:
-        if graph.num_relations != 2 * self.num_relations:
-            raise ValueError(
-                f"NBFNet: graph has {graph.num_relations} relations, expected {2 * self.num_relations} "
-                "(2R: use graph.with_inverse())"
-            )
+        self._check_graph(graph)
         check_queries("NBFNet", graph, source, relation, target)
+
+    def _check_graph(self, graph: RelGraph) -> None:
+        expected = self.query.num_embeddings
+        if graph.num_relations != expected:
+            kind = "2R: use graph.with_inverse()" if self.inverse else "R: the model has inverse=False"
+            raise ValueError(f"NBFNet: graph has {graph.num_relations} relations, expected {expected} ({kind})")

@@ -96,8 +96,8 @@ def _compile(add: Callable, mul: Callable, in_place: bool) -> Callable:
     plus, times = jit(add), jit(mul)
     fast = numba.njit(nogil=True, error_model="numpy")
 
-    # Eight edges at a time: a loop over columns that LLVM turns into vector code, with one load and store of the row for
-    # all. `value` is flat: a view of each source's row would cost its reference count.
+    # Eight edges at a time: a loop over columns that LLVM turns into vector code, with one load and store of the row
+    # for all. `value` is flat: a view of each source's row would cost its reference count.
     @fast
     def add_eight(row, value, x0, x1, x2, x3, x4, x5, x6, x7, w0, w1, w2, w3, w4, w5, w6, w7):
         for c in range(U(len(row))):
@@ -118,9 +118,24 @@ def _compile(add: Callable, mul: Callable, in_place: bool) -> Callable:
             e0, e1, e2, e3 = due[i], due[i + U(1)], due[i + U(2)], due[i + U(3)]
             e4, e5, e6, e7 = due[i + U(4)], due[i + U(5)], due[i + U(6)], due[i + U(7)]
             add_eight(
-                row, value, src[e0] * width, src[e1] * width, src[e2] * width, src[e3] * width, src[e4] * width,
-                src[e5] * width, src[e6] * width, src[e7] * width, weight[e0], weight[e1], weight[e2], weight[e3],
-                weight[e4], weight[e5], weight[e6], weight[e7],
+                row,
+                value,
+                src[e0] * width,
+                src[e1] * width,
+                src[e2] * width,
+                src[e3] * width,
+                src[e4] * width,
+                src[e5] * width,
+                src[e6] * width,
+                src[e7] * width,
+                weight[e0],
+                weight[e1],
+                weight[e2],
+                weight[e3],
+                weight[e4],
+                weight[e5],
+                weight[e6],
+                weight[e7],
             )
         for i in range(whole, count):
             x, w = src[due[i]] * width, weight[due[i]]

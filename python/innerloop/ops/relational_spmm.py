@@ -12,6 +12,8 @@ from .. import _cpu
 from ..graph import RelGraph
 from ..reference.relational_spmm import relational_spmm as _reference
 from ..system import gpu_kernels
+from . import _functions
+from ._functions import Aggregate, Message
 from ._registry import define, wants_grad, warn_no_kernel
 
 __all__ = ["MULS", "SUMS", "relational_spmm"]
@@ -33,8 +35,8 @@ def relational_spmm(
     relation: Tensor,
     input: Tensor,
     *,
-    sum: Sum = "sum",
-    mul: Mul = "mul",
+    sum: Sum | Aggregate = "sum",
+    mul: Mul | Message = "mul",
     boundary: Tensor | None = None,
     edge_weight: Tensor | None = None,
 ) -> Tensor:
@@ -50,9 +52,11 @@ def relational_spmm(
         relation: (R, d) shared by all queries, or (R, B, d) with one table per query.
         input: (V, B, d) for B queries, or (V, d) for one. float32, float64, bfloat16 or float16.
         sum: ⊕. "sum" (or "add"), "mean", "max", "min", "logsumexp", "or" (1 where any message is non-zero), or
-            "pna": mean, max, min and standard deviation in one pass.
+            "pna": mean, max, min and standard deviation in one pass; or an :class:`Aggregate` of your own functions.
         mul: ⊗. "mul" (DistMult), "add" (TransE), "rotate" (RotatE; channels [0, d/2) are the real part), "min",
-            or "and" (1 where both are non-zero).
+            or "and" (1 where both are non-zero); or a :class:`Message` of your own functions. Functions are compiled
+            into the loop by numba: float32 and float64 on the CPU, not under torch.compile; a built-in sum beside a
+            Message is "sum", "mean", "max" or "min", a built-in product beside an Aggregate "mul" or "add".
         boundary: like `input`; one more message to each node, counted by "mean" and "pna".
         edge_weight: (E,) in the order of `graph.edge_index`. Default: `graph.edge_weight`, or 1.
 
@@ -82,7 +86,8 @@ def relational_spmm(
         tensor([  0.,   0., 210.])
     """
     try:
-        sum_code, mul_code, csr = SUMS[sum], MULS[mul], graph.csr
+        of_functions = isinstance(sum, Aggregate) or isinstance(mul, Message)
+        sum_code, mul_code, csr = (None, None, graph.csr) if of_functions else (SUMS[sum], MULS[mul], graph.csr)
         if edge_weight is None:
             edge_weight = graph.edge_weight
         flat = input.dim() == 2
@@ -90,7 +95,10 @@ def relational_spmm(
             input = input.unsqueeze(1)
             relation = relation.unsqueeze(1) if relation.dim() == 2 else relation
             boundary = boundary.unsqueeze(1) if boundary is not None else None
-        if not input.is_cpu and not _has_kernel(graph, relation, input, boundary, edge_weight, mul_code):
+        if of_functions:
+            _check(csr, relation, input, boundary, edge_weight, None)
+            out = _functions.run(graph, relation, input, boundary, edge_weight, sum, mul)
+        elif not input.is_cpu and not _has_kernel(graph, relation, input, boundary, edge_weight, mul_code):
             out = _plain(graph, relation, input, boundary, edge_weight, sum, mul)
         elif wants_grad(input, relation, boundary, edge_weight):
             out = _RelationalSpmm.apply(csr, relation, input, boundary, edge_weight, sum_code, mul_code)
@@ -132,9 +140,9 @@ def _has_kernel(graph, relation, input, boundary, edge_weight, mul) -> bool:
 def _explain_bad_call(graph, sum, mul, relation, input, boundary, edge_weight) -> None:
     if not isinstance(graph, RelGraph):
         raise TypeError(f"relational_spmm: graph is {type(graph).__name__}, expected RelGraph")
-    if sum not in SUMS:
+    if not isinstance(sum, Aggregate) and sum not in SUMS:
         raise ValueError(f"relational_spmm: sum is {sum!r}, expected one of {', '.join(_SUM_NAMES)}")
-    if mul not in MULS:
+    if not isinstance(mul, Message) and mul not in MULS:
         raise ValueError(f"relational_spmm: mul is {mul!r}, expected one of {', '.join(_MUL_NAMES)}")
     for name, t, optional in (
         ("relation", relation, False),
@@ -144,7 +152,7 @@ def _explain_bad_call(graph, sum, mul, relation, input, boundary, edge_weight) -
     ):
         if not isinstance(t, Tensor) and not (optional and t is None):
             raise TypeError(f"relational_spmm: {name} is {type(t).__name__}, expected a tensor")
-    _check(graph.csr, relation, input, boundary, edge_weight, MULS[mul])
+    _check(graph.csr, relation, input, boundary, edge_weight, MULS.get(mul))
 
 
 def _check(csr, relation, input, boundary, edge_weight, mul) -> None:

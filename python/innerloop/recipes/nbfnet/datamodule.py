@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches of training facts and of evaluation queries, for Lightning's Trainer."""
+"""Batches of training facts, of evaluation queries and of sources, for Lightning's Trainer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
-from innerloop.data.kg import KnowledgeGraph
+from innerloop.data.kg import KnowledgeGraph, Split
+from innerloop.data.links import LinkGraph
 from innerloop.recipes.nbfnet.config import Config
 from innerloop.recipes.nbfnet.tasks import queries_of, step_generator
 
@@ -26,6 +28,7 @@ class TrainingBatches:
         epoch: called at the start of an epoch for its number.
         rank, world_size: this process among all. When the batches do not divide among them, the
             first ones of the epoch are given out again, so that all take equally many steps.
+        limit: steps of a process in an epoch at most; None for all.
     """
 
     def __init__(
@@ -36,6 +39,7 @@ class TrainingBatches:
         epoch: Callable[[], int],
         rank: int = 0,
         world_size: int = 1,
+        limit: int | None = None,
     ) -> None:
         self.triples = triples
         self.batch_size = batch_size
@@ -43,16 +47,19 @@ class TrainingBatches:
         self.epoch = epoch
         self.rank = rank
         self.world_size = world_size
+        self.limit = limit
         self._num_batches = -(-len(triples) // batch_size)
         self._done = 0
 
     def __len__(self) -> int:
-        return -(-self._num_batches // self.world_size)
+        steps = -(-self._num_batches // self.world_size)
+        return steps if self.limit is None else min(steps, self.limit)
 
     def __iter__(self) -> Iterator[dict[str, Tensor | int]]:
         epoch = self.epoch()
         generator = step_generator(self.seed, epoch, 0)
-        batches = self.triples[torch.randperm(len(self.triples), generator=generator)].split(self.batch_size)
+        order = torch.randperm(len(self.triples), generator=generator)
+        batches = self.triples[order[: len(self) * self.world_size * self.batch_size]].split(self.batch_size)
         start = 0 if self._done >= len(self) else self._done
         for step in range(start, len(self)):
             self._done = step + 1
@@ -75,7 +82,8 @@ class TrainingBatches:
 class QueryBatches:
     """Both queries of each target; a process takes every world-th one, none is given twice.
 
-    All processes see equally many batches, at the end empty ones if need be.
+    All processes see equally many batches, at the end empty ones if need be. A batch holds ``query`` int64 (B, 3),
+    ``position`` int64 (B,) and, where ``negatives`` (T, 2, N) are given, ``negative`` int64 (B, N).
     """
 
     def __init__(
@@ -85,8 +93,10 @@ class QueryBatches:
         batch_size: int,
         rank: int = 0,
         world_size: int = 1,
+        negatives: Tensor | None = None,
     ) -> None:
         self.queries = torch.stack(queries_of(triples, num_relations), dim=1).view(-1, 3)
+        self.negatives = None if negatives is None else negatives.flatten(0, 1)
         self.batch_size = batch_size
         self.rank = rank
         self.world_size = world_size
@@ -99,19 +109,24 @@ class QueryBatches:
         mine = torch.arange(len(self.queries))[self.rank :: self.world_size]
         for step in range(len(self)):
             position = mine[step * self.batch_size : (step + 1) * self.batch_size]
-            yield {"query": self.queries[position], "position": position}
+            batch = {"query": self.queries[position], "position": position}
+            if self.negatives is not None:
+                batch["negative"] = self.negatives[position].long()
+            yield batch
 
 
 class NBFNetData(LightningDataModule):
     """The three splits of a knowledge graph as loaders.
 
     Args:
-        kg: the graph.
+        kg: the graph; here with the ``valid_triples`` of the config.
         config: its ``batch_size``, ``eval_batch_size`` and ``seed`` are used.
     """
 
     def __init__(self, kg: KnowledgeGraph, config: Config) -> None:
         super().__init__()
+        if 0 < config.valid_triples < len(kg.valid.targets):
+            kg = replace(kg, valid=_sample(kg.valid, config.valid_triples))
         self.kg = kg
         self.config = config
 
@@ -124,19 +139,111 @@ class NBFNetData(LightningDataModule):
             lambda: trainer.current_epoch,
             trainer.global_rank,
             trainer.world_size,
+            config.limit,
         )
 
     def val_dataloader(self) -> QueryBatches:
-        return self._queries(self.kg.valid.targets)
+        return self._queries(self.kg.valid)
 
     def test_dataloader(self) -> QueryBatches:
-        return self._queries(self.kg.test.targets)
+        return self._queries(self.kg.test)
 
-    def _queries(self, targets: Tensor) -> QueryBatches:
+    def _queries(self, split: Split) -> QueryBatches:
         return QueryBatches(
-            targets,
+            split.targets,
             self.kg.num_relations,
             self.config.eval_batch_size,
             self.trainer.global_rank,
             self.trainer.world_size,
+            split.negatives,
         )
+
+
+def _sample(split: Split, count: int) -> Split:
+    """Some of the targets, drawn by seed 1024 whatever the seed of the run, as in the official code."""
+    order = torch.randperm(len(split.targets), generator=torch.Generator().manual_seed(1024))
+    chosen = order[:count].sort().values
+    negatives = None if split.negatives is None else split.negatives[chosen]
+    return replace(split, targets=split.targets[chosen], negatives=negatives)
+
+
+class SourceBatches:
+    """The distinct ends of some pairs, to run each once; a process takes every world-th batch.
+
+    A batch holds the sources (S,) and the places where pairs need them: pair i is asked at node ``target``, in the
+    ``column`` of its source. All processes see equally many batches, at the end empty ones if need be.
+
+    Args:
+        pairs: int64 (2, n); a pair (u, v) is asked from u at v, and from v at u.
+        batch_size: sources per batch.
+        rank, world_size: this process among all.
+    """
+
+    def __init__(self, pairs: Tensor, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        self.pairs = pairs
+        self.sources, self.column = torch.unique(pairs, return_inverse=True)
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+
+    def __len__(self) -> int:
+        return -(-len(self.sources) // (self.batch_size * self.world_size))
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        for step in range(len(self)):
+            start = (step * self.world_size + self.rank) * self.batch_size
+            source = self.sources[start : start + self.batch_size]
+            here = (self.column >= start) & (self.column < start + len(source))
+            yield {
+                "source": source,
+                "pair": here.nonzero()[:, 1],
+                "target": self.pairs.flip(0)[here],
+                "column": self.column[here] - start,
+            }
+
+
+class LinkData(LightningDataModule):
+    """The splits of an undirected graph as loaders.
+
+    Args:
+        links: the graph.
+        config: its ``batch_size``, ``eval_batch_size`` (sources), ``seed`` and ``limit`` are used.
+    """
+
+    def __init__(self, links: LinkGraph, config: Config) -> None:
+        super().__init__()
+        self.links = links
+        self.config = config
+
+    def pairs(self, split: str) -> tuple[Tensor, Tensor]:
+        """The edges of a split and as many pairs without one, int64 (2, 2n), and their labels, int64 (2n,).
+
+        The same pairs in every epoch and process, and those of ``heuristics`` with this seed.
+        """
+        positive = getattr(self.links, split)
+        n = positive.shape[1]
+        negative = self.links.negatives(split, n, torch.Generator().manual_seed(self.config.seed))
+        return torch.cat([positive, negative], dim=1), (torch.arange(2 * n) < n).long()
+
+    def train_dataloader(self) -> TrainingBatches:
+        trainer, config = self.trainer, self.config
+        head, tail = self.links.train
+        return TrainingBatches(
+            torch.stack([head, torch.zeros_like(head), tail], dim=1),
+            config.batch_size,
+            config.seed,
+            lambda: trainer.current_epoch,
+            trainer.global_rank,
+            trainer.world_size,
+            config.limit,
+        )
+
+    def val_dataloader(self) -> SourceBatches:
+        return self._sources("valid")
+
+    def test_dataloader(self) -> SourceBatches:
+        return self._sources("test")
+
+    def _sources(self, split: str) -> SourceBatches:
+        pairs, _ = self.pairs(split)
+        return SourceBatches(pairs, self.config.eval_batch_size, self.trainer.global_rank, self.trainer.world_size)

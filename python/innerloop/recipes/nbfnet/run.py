@@ -13,13 +13,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from innerloop.data.kg import KnowledgeGraph, choose_dataset, find_dataset
 from innerloop.nn._checkpoint import read_checkpoint
 from innerloop.recipes.nbfnet.config import PUBLISHED, Config, make_config
+
+if TYPE_CHECKING:
+    from pytorch_lightning import LightningDataModule
+
+    from innerloop.recipes.nbfnet.module import Task
 
 Message = Literal["distmult", "transe", "rotate"]
 Aggregate = Literal["pna", "sum", "mean", "max", "min"]
@@ -47,6 +52,9 @@ def fit(
     seed: int | None = None,
     eval_batch_size: int | None = None,
     hits_samples: int | None = None,
+    limit: int | None = None,
+    valid_triples: int | None = None,
+    checkpoint: bool | None = None,
     output: Path | None = None,
     resume: str | None = None,
     threads: int | None = None,
@@ -62,7 +70,7 @@ def fit(
     Args:
         dataset: an embedded data set: fb237_v1 (the default) or wn18rr_v1; not with data.
         data: folder of another data set (train, valid, test; .txt or .txt.xz). A sibling folder
-            with the suffix _ind makes it an inductive pair.
+            with the suffix _ind makes it an inductive pair. Or the folder of ogbl-biokg as OGB distributes it.
         preset: quick trains a few epochs, published the paper's full schedule.
         epochs: passes over the training facts.
         batch_size: triples per step and process.
@@ -81,6 +89,9 @@ def fit(
         seed: of parameters, order and negatives.
         eval_batch_size: queries scored together in evaluation.
         hits_samples: one more n for HITS@10_n on inductive data, beside 50 and 49.
+        limit: steps of an epoch at most.
+        valid_triples: validate on so many triples; 0 takes all.
+        checkpoint: less memory for one more forward pass: keep only the input of each layer for the backward pass.
         output: folder for checkpoints, logs and metrics.json; default runs/nbfnet/<data set>.
         resume: "auto" goes on from last.ckpt in the output folder if there is one; or a checkpoint.
         threads: CPU threads of this process.
@@ -114,6 +125,9 @@ def fit(
         seed=seed,
         eval_batch_size=eval_batch_size,
         hits_samples=hits_samples,
+        limit=limit,
+        valid_triples=valid_triples,
+        checkpoint=checkpoint,
     )
     output = output or Path("runs") / "nbfnet" / kg.name.lower()
     return train(
@@ -144,17 +158,42 @@ def train(
 
     ``model`` takes the place of the NBFNet of ``config``; it is called like ``innerloop.nn.NBFNet``.
     """
+    from innerloop.recipes.nbfnet.datamodule import NBFNetData
+    from innerloop.recipes.nbfnet.module import NBFNetTask
+
+    folder = str(data.resolve()) if data else None
+    return run(
+        NBFNetTask(list(kg.relations), config, kg.name, folder, kg.inductive, model),
+        NBFNetData(kg, config),
+        output,
+        resume=resume,
+        precision=precision,
+        accelerator=accelerator,
+        progress=progress,
+    )
+
+
+def run(
+    task: Task,
+    datamodule: LightningDataModule,
+    output: Path,
+    *,
+    resume: str | Path | None = None,
+    precision: str = "32-true",
+    accelerator: str = "cpu",
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Trains ``task``, keeps the best epoch by its metric ``monitor``, tests it, and writes and prints the result."""
     from pytorch_lightning.callbacks import ModelCheckpoint
     from pytorch_lightning.loggers import CSVLogger
 
-    from innerloop.recipes.nbfnet.datamodule import NBFNetData
-    from innerloop.recipes.nbfnet.module import NBFNetTask, Resumable
+    from innerloop.recipes.nbfnet.module import Resumable
 
+    config, dataset = task.config, task.hparams["dataset"]
     output.mkdir(parents=True, exist_ok=True)
     last = output / "last.ckpt"
-    checkpoint = _resume_from(resume, last, kg, config)
-    task = NBFNetTask(list(kg.relations), config, kg.name, str(data.resolve()) if data else None, kg.inductive, model)
-    best = ModelCheckpoint(output, "best", monitor="valid_mrr", mode="max", enable_version_counter=False)
+    checkpoint = _resume_from(resume, last, task)
+    best = ModelCheckpoint(output, "best", monitor=f"valid_{task.monitor}", mode="max", enable_version_counter=False)
     with _quiet():
         trainer = _trainer(
             precision,
@@ -165,19 +204,18 @@ def train(
             callbacks=[best, Resumable(last)],
             log_every_n_steps=10,
         )
-        datamodule = NBFNetData(kg, config)
         trainer.fit(task, datamodule, ckpt_path=checkpoint, weights_only=True)
         best_path = Path(best.best_model_path)
         if not best_path.is_file():  # the folder was moved between two sessions
             best_path = output / "best.ckpt"
-        saved = load_checkpoint(best_path)
+        saved = load_checkpoint(best_path, task.command)
         task.load_state_dict(saved["state_dict"])
-        test = _ranked(trainer, task, datamodule, "test")
+        test = _tested(trainer, task, datamodule, "test")
     result = {
-        "dataset": kg.name,
+        "dataset": dataset,
         "test": test,
         "best_epoch": saved["epoch"] + 1,
-        "published": PUBLISHED.get(kg.name.lower(), {}),
+        "published": PUBLISHED.get(dataset.lower(), {}),
         "config": asdict(config),
         "precision": precision,
         "processes": trainer.world_size,
@@ -202,6 +240,7 @@ def evaluate(
     split: Literal["test", "valid"] = "test",
     eval_batch_size: int | None = None,
     hits_samples: int | None = None,
+    valid_triples: int | None = None,
     threads: int | None = None,
     precision: str = "32-true",
     accelerator: str = "cpu",
@@ -215,6 +254,7 @@ def evaluate(
         split: test or valid.
         eval_batch_size: queries scored together.
         hits_samples: one more n for HITS@10_n on inductive data, beside 50 and 49.
+        valid_triples: with split valid, rank so many triples; 0 takes all.
         threads: CPU threads of this process.
         precision: Lightning's name, e.g. 32-true, bf16-mixed.
         accelerator: Lightning's name: cpu, gpu or auto. Without a CUDA kernel for nbfnet_layer, cpu is the fast one.
@@ -231,20 +271,20 @@ def evaluate(
     saved = load_checkpoint(checkpoint)
     hparams = saved["hyper_parameters"]
     kg = find_dataset(hparams["dataset"], data or hparams["data"], relations=hparams["relations"])
-    changes = {"eval_batch_size": eval_batch_size, "hits_samples": hits_samples}
+    changes = {"eval_batch_size": eval_batch_size, "hits_samples": hits_samples, "valid_triples": valid_triples}
     config = Config(**hparams["config"] | {key: value for key, value in changes.items() if value is not None})
     task = NBFNetTask(kg.relations, config, inductive=kg.inductive)
     task.load_state_dict(saved["state_dict"])
     with _quiet():
         trainer = _trainer(precision, accelerator, progress, logger=False)
-        metrics = _ranked(trainer, task, NBFNetData(kg, config), split)
+        metrics = _tested(trainer, task, NBFNetData(kg, config), split)
     if trainer.is_global_zero:
         print(_table(kg.name, split, metrics))
     return metrics
 
 
-def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Reads a checkpoint of this recipe; no code in it is run.
+def load_checkpoint(path: str | Path, command: str = "fit") -> dict[str, Any]:
+    """Reads a checkpoint of this recipe's ``command``; no code in it is run.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -253,21 +293,25 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     saved = read_checkpoint(path)
     if not isinstance(saved, dict) or "progress" not in saved:
         raise ValueError(f"{path}: not a checkpoint of innerloop nbfnet")
+    writer = saved["hyper_parameters"].get("command", "fit")
+    if writer != command:
+        raise ValueError(f"{path}: a checkpoint of innerloop nbfnet {writer}, expected one of {command}")
     return saved
 
 
-def _resume_from(resume: str | Path | None, last: Path, kg: KnowledgeGraph, config: Config) -> Path | None:
+def _resume_from(resume: str | Path | None, last: Path, task: Task) -> Path | None:
     if resume is None or (str(resume) == "auto" and not last.is_file()):
         return None
     path = last if str(resume) == "auto" else Path(resume)
-    hparams = load_checkpoint(path)["hyper_parameters"]
-    if hparams["relations"] != list(kg.relations):
+    hparams = load_checkpoint(path, task.command)["hyper_parameters"]
+    if any(hparams[name] != task.hparams[name] for name in task.identity):
         raise ValueError(f"{path}: cannot resume, it was trained on {hparams['dataset']}")
-    free = ("epochs", "eval_batch_size", "hits_samples")
+    free = ("epochs", "eval_batch_size", "hits_samples", "checkpoint")
+    config = asdict(task.config)
     changed = [
-        f"{name} was {old} and is {asdict(config)[name]}"
+        f"{name} was {old} and is {config[name]}"
         for name, old in hparams["config"].items()
-        if name not in free and old != asdict(config)[name]
+        if name not in free and old != config[name]
     ]
     if changed:
         raise ValueError(f"{path}: cannot resume with other settings: {'; '.join(changed)}")
@@ -294,7 +338,7 @@ def _trainer(precision: str, accelerator: str, progress: bool, **options: Any) -
     )
 
 
-def _ranked(trainer: Any, task: Any, data: Any, split: str) -> dict[str, float]:
+def _tested(trainer: Any, task: Any, data: Any, split: str) -> dict[str, float]:
     run = trainer.test if split == "test" else trainer.validate
     run(task, datamodule=data, verbose=False)
     return dict(task.metrics)

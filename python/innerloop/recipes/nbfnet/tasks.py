@@ -77,14 +77,15 @@ class FactIndex:
 
         # Answers of a query (source, relation): the distinct facts, sorted by (query, answer).
         facts = torch.unique_consecutive(self._fact_key)
-        query, self._answer = facts // num_nodes, facts % num_nodes
+        self._fact = facts
+        query, answer = facts // num_nodes, facts % num_nodes
         self._query, count = torch.unique_consecutive(query, return_counts=True)
         self._start = F.pad(count.cumsum(0), (1, 0))
         # The u-th non-answer is u + #{j : answer_j - j <= u}; the counts come from one search
         # over the keys below, which grow within a query and from query to query.
         j = torch.arange(facts.numel(), device=facts.device)
         j -= self._start[:-1].repeat_interleave(count)
-        self._gap_key = query * (num_nodes + 1) + (self._answer - j)
+        self._gap_key = query * (num_nodes + 1) + (answer - j)
 
     @classmethod
     def from_triples(cls, triples: Tensor, num_nodes: int, num_relations: int) -> FactIndex:
@@ -93,7 +94,7 @@ class FactIndex:
         return cls(torch.stack([source, target]), relation, num_nodes, 2 * num_relations)
 
     def _range(self, source: Tensor, relation: Tensor) -> tuple[Tensor, Tensor]:
-        """Begin and end in ``_answer`` of the answers of each query (B,)."""
+        """Begin and end in ``_fact`` of the answers of each query (B,)."""
         key = relation * self.num_nodes + source
         row = torch.searchsorted(self._query, key)
         found = torch.zeros_like(key, dtype=torch.bool)
@@ -115,32 +116,52 @@ class FactIndex:
         row = torch.arange(len(count), device=count.device).repeat_interleave(count)
         offset = begin - F.pad(count.cumsum(0), (1, 0))[:-1]
         position = torch.arange(row.numel(), device=row.device) + offset[row]
-        return row, self._answer[position]
+        return row, self._fact[position] % self.num_nodes
 
-    def sample_negatives(self, source: Tensor, relation: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    def sample_negatives(
+        self,
+        source: Tensor,
+        relation: Tensor,
+        n: int,
+        generator: torch.Generator,
+        *,
+        types: Tensor | None = None,
+        answer: Tensor | None = None,
+    ) -> Tensor:
         """Draws strict negatives: uniform, with replacement, over entities that are no answer.
 
         Args:
             source, relation: int64 (B,), the queries.
             n: negatives per query.
             generator: a CPU generator.
+            types: int64 (V,), not decreasing, the type of each entity: draw only entities of the type of ``answer``.
+            answer: int64 (B,), the true answers; with ``types``.
 
         Returns:
             int64 (B, n).
 
         Raises:
-            ValueError: a query has every entity as an answer.
+            ValueError: a query has every entity (of the type) as an answer, or one of types and answer is missing.
         """
+        if (types is None) != (answer is None):
+            raise ValueError("sample_negatives() takes types and answer together, got one of them")
         begin, end = self._range(source, relation)
-        candidates = self.num_nodes - (end - begin)
+        if types is None:
+            size, first, answers = self.num_nodes, 0, end - begin
+        else:  # [low, high) are the entities of the type; the answers among them have neighbouring keys
+            low, high = (torch.searchsorted(types, types[answer], right=right) for right in (False, True))
+            key = (relation * self.num_nodes + source) * self.num_nodes
+            start, stop = (torch.searchsorted(self._fact, key + bound) for bound in (low, high))
+            size, first, answers = high - low, (low - (start - begin))[:, None], stop - start
+        candidates = size - answers
         if len(candidates) and candidates.min() < 1:
             b = int(candidates.argmin())
             raise ValueError(
-                f"query (source={int(source[b])}, relation={int(relation[b])}) has all "
-                f"{self.num_nodes} entities as answers: no negative can be drawn"
+                f"query (source={int(source[b])}, relation={int(relation[b])}) has all {int(answers[b])} entities "
+                f"{'' if types is None else 'of the type '}as answers: no negative can be drawn"
             )
         uniform = torch.rand(len(source), n, dtype=torch.float64, generator=generator)
-        u = (uniform.to(source.device) * candidates[:, None]).long()
+        u = first + (uniform.to(source.device) * candidates[:, None]).long()
         key = (relation * self.num_nodes + source)[:, None] * (self.num_nodes + 1) + u
         return u + torch.searchsorted(self._gap_key, key, right=True) - begin[:, None]
 
@@ -229,6 +250,38 @@ def filtered_rank(scores: Tensor, query: Tensor, known: FactIndex) -> tuple[Tens
     Raises:
         ValueError: a score is NaN.
     """
+    _check_scores(scores, query)
+    source, relation, answer = query.unbind(1)
+    candidate = torch.ones_like(scores, dtype=torch.bool)
+    candidate[known.answers(source, relation)] = False
+    candidate.scatter_(1, answer[:, None], False)
+    ahead = (scores >= scores.gather(1, answer[:, None])) & candidate
+    return 1 + ahead.sum(1), candidate.sum(1)
+
+
+def given_rank(scores: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
+    """Rank of the answer among given negatives, as OGB's evaluator has it; ties count half.
+
+    rank = 1 + #{j : score_j > score_answer} + #{j : score_j = score_answer}/2, over the negatives j: the mean of the
+    ranks that count ties for and against the answer.
+
+    Args:
+        scores: (B, 1 + N), any floating dtype, the answer in column 0.
+        query: int64 (B, 3), rows (source, relation, answer).
+
+    Returns:
+        rank, float64 (B,), and number of negatives, int64 (B,).
+
+    Raises:
+        ValueError: a score is NaN.
+    """
+    _check_scores(scores, query)
+    answer, negative = scores[:, :1], scores[:, 1:]
+    rank = 1 + (negative > answer).sum(1) + (negative == answer).sum(1).double() / 2
+    return rank, torch.full_like(query[:, 0], negative.shape[1])
+
+
+def _check_scores(scores: Tensor, query: Tensor) -> None:
     bad = scores.isnan().any(1)
     if bad.any():
         b = int(bad.nonzero()[0])
@@ -236,12 +289,6 @@ def filtered_rank(scores: Tensor, query: Tensor, known: FactIndex) -> tuple[Tens
             f"the model scored query (source={int(query[b, 0])}, relation={int(query[b, 1])}) "
             "with NaN: the ranks would mean nothing (has training diverged?)"
         )
-    source, relation, answer = query.unbind(1)
-    candidate = torch.ones_like(scores, dtype=torch.bool)
-    candidate[known.answers(source, relation)] = False
-    candidate.scatter_(1, answer[:, None], False)
-    ahead = (scores >= scores.gather(1, answer[:, None])) & candidate
-    return 1 + ahead.sum(1), candidate.sum(1)
 
 
 def expected_hits(rank: Tensor, num_negative: Tensor, k: int, n: int) -> Tensor:
@@ -251,7 +298,7 @@ def expected_hits(rank: Tensor, num_negative: Tensor, k: int, n: int) -> Tensor:
     is ahead of the answer.
 
     Args:
-        rank, num_negative: integers of any one shape.
+        rank, num_negative: of any one shape.
         k: hits at k.
         n: number of draws, with replacement.
 
