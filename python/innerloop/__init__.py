@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from . import compat, data, nn, ops, reference
+    from . import compat, data, distributed, nn, ops, reference
     from .graph import RelGraph
     from .ops._functions import Aggregate, Message
     from .ops.bellman_ford import Semiring, bellman_ford
@@ -33,7 +33,7 @@ _EXPORTS = {
     "cpu_isas": ".system",
     "has_cuda_kernels": ".system",
 }
-_MODULES = ("compat", "data", "nn", "ops", "recipes", "reference")
+_MODULES = ("compat", "data", "distributed", "nn", "ops", "recipes", "reference")
 
 __all__ = [
     "Aggregate",
@@ -46,6 +46,7 @@ __all__ = [
     "cpu_isa",
     "cpu_isas",
     "data",
+    "distributed",
     "has_cuda_kernels",
     "nbfnet_layer",
     "nn",
