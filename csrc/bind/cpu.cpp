@@ -454,6 +454,123 @@ py::list best_paths(py::handle csr, py::handle weight, int64_t steps, int64_t so
   return result;
 }
 
+// ---- band_attention ----
+
+il::HeadsView heads_view(py::handle obj, const char* op, const char* arg, il::DType dtype,
+                         std::initializer_list<int64_t> shape) {
+  if (obj.is_none()) return {};
+  const TensorView t = il::strided_view(obj, op, arg);
+  il::check_dtype(t, dtype, op, arg, "the dtype of q");
+  check_shape(t, shape, op, arg);
+  if (t.strides == nullptr) return {t.data, t.shape[1] * t.shape[2] * t.shape[3], t.shape[2] * t.shape[3], t.shape[3]};
+  IL_CHECK(t.shape[3] <= 1 || t.strides[3] == 1, op, arg, "a strided last dimension", "neighbouring channels");
+  return {t.data, t.strides[0], t.strides[1], t.strides[2]};
+}
+
+// What forward and backward share: the operands.
+il::BandAttention band_args(const char* op, py::handle q, py::handle k, py::handle v, py::handle low, py::handle high,
+                            py::handle key_valid, py::handle global_k, py::handle global_v, py::handle global_valid,
+                            py::handle residual, double scale, double dropout, uint64_t seed, int threads) {
+  const TensorView first = il::strided_view(q, op, "q"), keys = il::strided_view(k, op, "k");
+  il::check_rank(first, 4, op, "q");
+  il::check_rank(keys, 4, op, "k");
+  IL_CHECK(is_float(first.dtype), op, "q", "an integer dtype", "float32, float64, bfloat16 or float16");
+  IL_CHECK(threads >= 1, op, "threads", std::to_string(threads), "at least 1");
+  il::BandAttention p{};
+  p.batch = first.shape[0], p.heads = first.shape[1], p.num_queries = first.shape[2], p.dim = first.shape[3];
+  p.kv_heads = keys.shape[1], p.num_keys = keys.shape[2];
+  IL_CHECK(p.kv_heads > 0 && p.heads % p.kv_heads == 0, op, "k", "shape " + il::shape_str(keys),
+           "a number of heads that divides " + std::to_string(p.heads));
+  p.dtype = first.dtype;
+  p.scale = scale;
+  p.q = heads_view(q, op, "q", p.dtype, {p.batch, p.heads, p.num_queries, p.dim});
+  p.k = heads_view(k, op, "k", p.dtype, {p.batch, p.kv_heads, p.num_keys, p.dim});
+  p.v = heads_view(v, op, "v", p.dtype, {p.batch, p.kv_heads, p.num_keys, p.dim});
+  p.residual = heads_view(residual, op, "residual", p.dtype, {p.batch, p.heads, p.num_queries, p.dim});
+  const TensorView lo = il::cpu_view(low, op, "low"), hi = il::cpu_view(high, op, "high");
+  for (const TensorView* t : {&lo, &hi}) {
+    il::check_dtype(*t, il::DType::kInt32, op, "low and high", "int32");
+    check_shape(*t, {p.num_queries}, op, "low and high");
+    const int32_t* at = t->ptr<int32_t>();
+    for (int64_t i = 0; i < p.num_queries; ++i) {
+      IL_CHECK(at[i] >= 0 && at[i] <= p.num_keys && (i == 0 || at[i - 1] <= at[i]), op, "low and high",
+               std::to_string(at[i]) + " at query " + std::to_string(i),
+               "key positions in [0, " + std::to_string(p.num_keys) + "] that never fall");
+    }
+  }
+  p.low = lo.ptr<int32_t>(), p.high = hi.ptr<int32_t>();
+  auto mask = [&](py::handle obj, const char* arg, int64_t count) -> const uint8_t* {
+    if (obj.is_none()) return nullptr;
+    const TensorView t = il::cpu_view(obj, op, arg);
+    il::check_dtype(t, il::DType::kBool, op, arg, "bool");
+    check_shape(t, {p.batch, count}, op, arg);
+    return t.ptr<uint8_t>();
+  };
+  p.key_valid = mask(key_valid, "key_valid", p.num_keys);
+  if (!global_k.is_none()) {
+    const TensorView t = il::strided_view(global_k, op, "global_k");
+    il::check_rank(t, 4, op, "global_k");
+    p.num_global = t.shape[2];
+    p.global_k = heads_view(global_k, op, "global_k", p.dtype, {p.batch, p.kv_heads, p.num_global, p.dim});
+    p.global_v = heads_view(global_v, op, "global_v", p.dtype, {p.batch, p.kv_heads, p.num_global, p.dim});
+    p.global_valid = mask(global_valid, "global_valid", p.num_global);
+  }
+  IL_CHECK(dropout >= 0 && dropout < 1, op, "dropout", std::to_string(dropout), "a number in [0, 1)");
+  p.seed = seed;
+  p.drop_below = static_cast<uint32_t>(dropout * 4294967296.0);
+  p.keep_factor = static_cast<float>(1 / (1 - dropout));
+  p.threads = threads;
+  return p;
+}
+
+il::DType accumulator(il::DType t) { return t == il::DType::kFloat64 ? t : il::DType::kFloat32; }
+
+void* sums(py::handle obj, const char* op, const char* arg, const il::BandAttention& p,
+           std::initializer_list<int64_t> shape) {
+  const TensorView t = il::cpu_view(obj, op, arg);
+  il::check_dtype(t, accumulator(p.dtype), op, arg, "float64 for float64 input, else float32");
+  check_shape(t, shape, op, arg);
+  return t.data;
+}
+
+void band_attention(py::handle out, py::handle lse, py::handle q, py::handle k, py::handle v, py::handle low,
+                    py::handle high, py::handle key_valid, py::handle global_k, py::handle global_v,
+                    py::handle global_valid, py::handle residual, double scale, double dropout, uint64_t seed,
+                    int threads) {
+  const char* op = "band_attention";
+  il::BandAttention p = band_args(op, q, k, v, low, high, key_valid, global_k, global_v, global_valid, residual, scale,
+                                  dropout, seed, threads);
+  p.out = heads_view(out, op, "out", p.dtype, {p.batch, p.heads, p.num_queries, p.dim});
+  p.lse = sums(lse, op, "lse", p, {p.batch, p.heads, p.num_queries});
+  py::gil_scoped_release release;
+  if (p.batch * p.heads * p.num_queries > 0) il::kernels().band_attention(p);
+}
+
+void band_attention_backward(py::handle grad_q, py::handle grad_k, py::handle grad_v, py::handle grad_global_k,
+                             py::handle grad_global_v, py::handle grad_out, py::handle grad_lse, py::handle out,
+                             py::handle lse, py::handle q, py::handle k, py::handle v, py::handle low, py::handle high,
+                             py::handle key_valid, py::handle global_k, py::handle global_v, py::handle global_valid,
+                             py::handle residual, double scale, double dropout, uint64_t seed, int threads) {
+  const char* op = "band_attention_backward";
+  il::BandAttentionBackward b{};
+  b.forward = band_args(op, q, k, v, low, high, key_valid, global_k, global_v, global_valid, residual, scale, dropout,
+                        seed, threads);
+  il::BandAttention& p = b.forward;
+  p.out = heads_view(out, op, "out", p.dtype, {p.batch, p.heads, p.num_queries, p.dim});
+  p.lse = sums(lse, op, "lse", p, {p.batch, p.heads, p.num_queries});
+  b.grad_out = heads_view(grad_out, op, "grad_out", p.dtype, {p.batch, p.heads, p.num_queries, p.dim});
+  if (!grad_lse.is_none()) b.grad_lse = sums(grad_lse, op, "grad_lse", p, {p.batch, p.heads, p.num_queries});
+  b.grad_q = sums(grad_q, op, "grad_q", p, {p.batch, p.heads, p.num_queries, p.dim});
+  b.grad_k = sums(grad_k, op, "grad_k", p, {p.batch, p.kv_heads, p.num_keys, p.dim});
+  b.grad_v = sums(grad_v, op, "grad_v", p, {p.batch, p.kv_heads, p.num_keys, p.dim});
+  if (p.num_global > 0) {
+    b.grad_global_k = sums(grad_global_k, op, "grad_global_k", p, {p.batch, p.kv_heads, p.num_global, p.dim});
+    b.grad_global_v = sums(grad_global_v, op, "grad_global_v", p, {p.batch, p.kv_heads, p.num_global, p.dim});
+  }
+  py::gil_scoped_release release;
+  if (p.batch * p.heads * p.num_queries > 0) il::kernels().band_attention_backward(b);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -466,6 +583,8 @@ PYBIND11_MODULE(_cpu, m) {
       PyErr_SetString(PyExc_MemoryError, text.c_str());
     }
   });
+  m.def("band_attention", &band_attention);
+  m.def("band_attention_backward", &band_attention_backward);
   m.def("isa", [] { return il::kernels().isa; });
   m.def("isas", [] { return il::available_isas(); });
   m.def("bellman_ford", &bellman_ford);

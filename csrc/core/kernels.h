@@ -3,11 +3,14 @@
 // il::<isa>::<name>, and callers reach the chosen one through kernels().<name>.
 #pragma once
 
+#include "cpu/band_attention.h"
 #include "cpu/bellman_ford.h"
 #include "cpu/nbfnet_layer.h"
 #include "cpu/relational_spmm.h"
 
 #define IL_CPU_KERNELS(X)                                     \
+  X(band_attention, (const BandAttention& args))              \
+  X(band_attention_backward, (const BandAttentionBackward& args)) \
   X(bellman_ford, (BellmanFord & args, int threads))          \
   X(nbfnet_layer, (const NbfnetLayer& args))                  \
   X(nbfnet_layer_backward, (const NbfnetLayerBackward& args)) \

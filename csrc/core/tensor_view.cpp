@@ -118,7 +118,7 @@ void fail(const char* op, const char* arg, const std::string& got, const std::st
   throw py::value_error(std::string(op) + ": " + arg + " has " + got + ", expected " + want);
 }
 
-TensorView cpu_view(py::handle obj, const char* op, const char* arg) {
+TensorView strided_view(py::handle obj, const char* op, const char* arg) {
   TensorView v;
   const KnownType known = known_type(Py_TYPE(obj.ptr()));
   if (known.api != nullptr) {
@@ -133,6 +133,11 @@ TensorView cpu_view(py::handle obj, const char* op, const char* arg) {
   }
   IL_CHECK(v.device.device_type == kDLCPU, op, arg, "device type " + std::to_string(v.device.device_type),
            "a CPU tensor");
+  return v;
+}
+
+TensorView cpu_view(py::handle obj, const char* op, const char* arg) {
+  TensorView v = strided_view(obj, op, arg);
   IL_CHECK(v.contiguous(), op, arg, "strides that are not contiguous", "a contiguous tensor");
   return v;
 }

@@ -43,6 +43,8 @@ struct TensorView {
 // Raises TypeError/ValueError that names `op` and `arg`: not a tensor, unsupported dtype (complex, quantised),
 // null data with elements (fake tensors), wrong device, not contiguous.
 TensorView cpu_view(py::handle obj, const char* op, const char* arg);
+// The same, with any strides.
+TensorView strided_view(py::handle obj, const char* op, const char* arg);
 
 std::string shape_str(const TensorView& t);
 

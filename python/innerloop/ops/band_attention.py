@@ -1,0 +1,336 @@
+# SPDX-License-Identifier: Apache-2.0
+"""band_attention: softmax attention of each query to a window of keys, in linear time and memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _cpu
+from ..reference.band_attention import band_attention as _reference
+from ._registry import define, wants_grad, warn_no_kernel
+
+__all__ = ["band_attention"]
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_MAX_DIM = 256
+
+
+def band_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    left: int,
+    right: int,
+    causal: bool = False,
+    scale: float | None = None,
+    key_valid: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    global_index: Tensor | None = None,
+    kv_stride: int = 1,
+    dropout_p: float = 0.0,
+    residual: Tensor | None = None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attention of each query to the keys in a window around it.
+
+    out_i = Σ_j softmax_j(scale · q_i · k_j) v_j  over the keys j with p_i - left <= j <= p_i + right,
+    where p_i = i + Lk - Lq (the last query sits at the last key), or p_i = ⌊i / kv_stride⌋ for pooled keys.
+
+    `left` and `right` count keys on each side, the query's own not included: 2w + 1 keys for left = right = w. No tensor
+    with a row of scores per query is formed, forward or backward: extra memory is O(B·H·Lq), and a window of keys per
+    thread. The same bits in every run and for every number of threads.
+
+    Args:
+        q: (B, H, Lq, D), or (T, H, D) with `cu_seqlens`. float32, float64, bfloat16 or float16, D <= 256; half types
+            are computed in float32. The last dimension must be contiguous, other strides are free (no copy is made).
+        k, v: (B, Hkv, Lk, D), or (T, Hkv, D); Hkv divides H, and each key head serves H / Hkv neighbouring query heads.
+        left, right: at least 0, or -1 for no limit.
+        causal: no key after the query's own position; with kv_stride > 1 only pooled windows [m·s, m·s + s) that lie
+            at or before the query.
+        scale: of the scores. Default: 1 / sqrt(D).
+        key_valid: bool (B, Lk), False for padding. A query that sees no key gets 0, lse -inf and no gradient.
+        cu_seqlens: integers (N + 1,), 0 = first, never falling, last = T: several sequences one after another, which do not
+            see each other.
+        global_index: int64 (B, G), positions of keys that every query sees besides its window, each counted once;
+            -1 for none.
+        kv_stride: ξ, queries per pooled key.
+        dropout_p: probability that a weight is 0, the others being divided by 1 - dropout_p; drawn from torch's generator.
+        residual: (B, H, Lq, D), added to the result.
+        return_lse: also return log Σ exp of the scores, in float32 (float64 for float64).
+
+    Returns:
+        Like q; with `return_lse` also (B, H, Lq), or (T, H) with `cu_seqlens`.
+
+    Gradients:
+        For q, k, v, residual, and through lse. A second derivative raises.
+
+    Raises:
+        TypeError: an argument that is no tensor, or an integer dtype.
+        ValueError: shapes, dtypes or devices that do not fit, or a number out of its range; the message names the
+            argument.
+
+    Source: Zhang et al., Poolingformer (ICML 2021), equations 1 to 3; Beltagy et al., Longformer (2020).
+
+    Example:
+        >>> import torch, innerloop
+        >>> q = k = v = torch.randn(1, 8, 1000, 64)
+        >>> innerloop.band_attention(q, k, v, left=128, right=128).shape
+        torch.Size([1, 8, 1000, 64])
+    """
+    packed = cu_seqlens is not None
+    _check(q, k, v, left, right, scale, key_valid, cu_seqlens, global_index, kv_stride, dropout_p, residual)
+    if packed:
+        q, k, v, residual = (t if t is None else t.transpose(0, 1).unsqueeze(0) for t in (q, k, v, residual))
+    low, high = _band(q.shape[2], k.shape[2], left, right, causal, kv_stride, cu_seqlens, q.device)
+    global_k = global_v = global_valid = None
+    if global_index is not None:
+        global_k, global_v, global_valid, key_valid = _globals(k, v, key_valid, global_index)
+    scale = q.shape[3] ** -0.5 if scale is None else float(scale)
+    tensors = (q, k, v, low, high, key_valid, global_k, global_v, global_valid, residual)
+    if not q.is_cpu and q.device.type != "meta":
+        out, lse = _plain(*tensors, scale, dropout_p)
+    else:
+        seed = None
+        if dropout_p > 0:
+            seed = torch.randint(2**62, (1,), dtype=torch.int64)
+        args = (*tensors, scale, float(dropout_p), seed)
+        wanted = wants_grad(q, k, v, global_k, global_v, residual)
+        out, lse = _BandAttention.apply(*args) if wanted else _forward(*args)
+    if packed:
+        out, lse = out.squeeze(0).transpose(0, 1), lse.squeeze(0).transpose(0, 1)
+    return (out, lse) if return_lse else out
+
+
+def _band(num_queries, num_keys, left, right, causal, kv_stride, cu_seqlens, device) -> tuple[Tensor, Tensor]:
+    """Keys [low, high) of each query, int32 (Lq,): neither ever falls."""
+    i = torch.arange(num_queries, device=device)
+    own = i // kv_stride if kv_stride > 1 else i + (num_keys - num_queries)
+    first, end = torch.zeros_like(i), torch.full_like(i, num_keys)
+    if cu_seqlens is not None:
+        bounds = cu_seqlens.to(device, torch.int64)
+        sequence = torch.searchsorted(bounds, i, right=True)
+        first, end = bounds[sequence - 1], bounds[sequence]
+    low = first if left < 0 else torch.maximum(first, own - left)
+    high = end if right < 0 else torch.minimum(end, own + right + 1)
+    if causal:
+        # A pooled key is complete at its last token, m·s + s - 1.
+        high = torch.minimum(high, (i + 1) // kv_stride if kv_stride > 1 else own + 1)
+    low, high = low.clamp(0, num_keys), high.clamp(0, num_keys)
+    return low.to(torch.int32), torch.maximum(high, low).to(torch.int32)
+
+
+def _globals(k, v, key_valid, index) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Global keys and values, which of them count, and the keys left to the band."""
+    there = index >= 0
+    at = index.clamp(min=0)
+    if key_valid is None:
+        key_valid = torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device)
+    there = there & key_valid.gather(1, at)
+    # The first of equal indices counts.
+    again = (index[:, :, None] == index[:, None, :]).tril(-1).any(2)
+    there = there & ~again
+    rest = key_valid.clone()
+    rest.scatter_(1, torch.where(index >= 0, at, index.clamp(min=0)), torch.zeros_like(there))
+    # A padded index (-1) was sent to key 0, which may not be global.
+    zero_is_global = (index == 0).any(1)
+    rest[:, 0] = key_valid[:, 0] & ~zero_is_global
+    at = at[:, None, :, None].expand(-1, k.shape[1], -1, k.shape[3])
+    return k.gather(2, at), v.gather(2, at), there, rest
+
+
+def _check(q, k, v, left, right, scale, key_valid, cu_seqlens, global_index, kv_stride, dropout_p, residual) -> None:
+    op = "band_attention"
+    given = {"q": q, "k": k, "v": v, "residual": residual}
+    for name, t in {**given, "key_valid": key_valid, "cu_seqlens": cu_seqlens, "global_index": global_index}.items():
+        if not isinstance(t, Tensor) and not (t is None and name not in "qkv"):
+            raise TypeError(f"{op}: {name} is {type(t).__name__}, expected a tensor")
+    if q.dtype not in _DTYPES:
+        raise TypeError(f"{op}: q has dtype {q.dtype}, expected float32, float64, bfloat16 or float16")
+    rank, layout = (3, "(T, H, D)") if cu_seqlens is not None else (4, "(B, H, L, D)")
+    for name, t in given.items():
+        if t is None:
+            continue
+        if t.dim() != rank:
+            raise ValueError(f"{op}: {name} has shape {tuple(t.shape)}, expected {layout}")
+        if t.dtype != q.dtype:
+            raise ValueError(f"{op}: {name} has dtype {t.dtype}, expected {q.dtype} like q")
+        if t.device != q.device:
+            raise ValueError(f"{op}: {name} is on {t.device}, expected {q.device} like q")
+    heads = 1
+    if k.shape != v.shape:
+        raise ValueError(f"{op}: v has shape {tuple(v.shape)}, expected {tuple(k.shape)} like k")
+    if q.shape[-1] != k.shape[-1] or (rank == 4 and q.shape[0] != k.shape[0]):
+        raise ValueError(f"{op}: k has shape {tuple(k.shape)}, which does not go with q of shape {tuple(q.shape)}")
+    if not 1 <= q.shape[-1] <= _MAX_DIM:
+        raise ValueError(f"{op}: q has {q.shape[-1]} channels, expected 1 to {_MAX_DIM}")
+    if k.shape[heads] == 0 or q.shape[heads] % k.shape[heads]:
+        raise ValueError(f"{op}: k has {k.shape[heads]} heads, expected a number that divides the {q.shape[heads]} of q")
+    if residual is not None and residual.shape != q.shape:
+        raise ValueError(f"{op}: residual has shape {tuple(residual.shape)}, expected {tuple(q.shape)} like q")
+    for name, value in (("left", left), ("right", right)):
+        if isinstance(value, bool) or not isinstance(value, int | torch.SymInt) or value < -1:
+            raise ValueError(f"{op}: {name} is {value!r}, expected an int of at least 0, or -1 for no limit")
+    if isinstance(kv_stride, bool) or not isinstance(kv_stride, int | torch.SymInt) or kv_stride < 1:
+        raise ValueError(f"{op}: kv_stride is {kv_stride!r}, expected an int of at least 1")
+    if not 0 <= dropout_p < 1:
+        raise ValueError(f"{op}: dropout_p is {dropout_p!r}, expected a number in [0, 1)")
+    if scale is not None and not abs(scale) < float("inf"):
+        raise ValueError(f"{op}: scale is {scale!r}, expected a finite number")
+    num_keys = k.shape[0] if rank == 3 else k.shape[2]
+    if key_valid is not None:
+        if cu_seqlens is not None:
+            raise ValueError(f"{op}: key_valid is given with cu_seqlens, expected one of them")
+        if key_valid.dtype != torch.bool or tuple(key_valid.shape) != (k.shape[0], num_keys):
+            raise ValueError(
+                f"{op}: key_valid is {key_valid.dtype} of shape {tuple(key_valid.shape)}, expected torch.bool of shape "
+                f"{(k.shape[0], num_keys)}"
+            )
+    if global_index is not None:
+        _check_global(op, global_index, cu_seqlens, k.shape[0], num_keys)
+    if cu_seqlens is not None:
+        if kv_stride != 1 or q.shape[0] != k.shape[0]:
+            raise ValueError(f"{op}: cu_seqlens is given with kv_stride {kv_stride} and {k.shape[0]} keys, expected 1 "
+                             f"and {q.shape[0]}, one for each query")  # fmt: skip
+        _check_bounds(op, cu_seqlens, q.shape[0])
+
+
+def _check_global(op: str, index: Tensor, cu_seqlens: Tensor | None, batch: int, num_keys: int) -> None:
+    if cu_seqlens is not None:
+        raise ValueError(f"{op}: global_index is given with cu_seqlens, expected one of them")
+    if index.dtype != torch.int64 or index.dim() != 2 or index.shape[0] != batch:
+        raise ValueError(
+            f"{op}: global_index is {index.dtype} of shape {tuple(index.shape)}, expected torch.int64 of shape ({batch}, G)"
+        )
+    if torch.compiler.is_compiling():
+        return
+    if index.numel() and (int(index.min()) < -1 or int(index.max()) >= num_keys):
+        bad = index[(index < -1) | (index >= num_keys)][0]
+        raise ValueError(f"{op}: global_index holds {int(bad)}, expected positions in [0, {num_keys}), or -1")
+
+
+def _check_bounds(op: str, bounds: Tensor, total: int) -> None:
+    if bounds.dtype not in (torch.int32, torch.int64) or bounds.dim() != 1 or len(bounds) < 1:
+        raise ValueError(
+            f"{op}: cu_seqlens is {bounds.dtype} of shape {tuple(bounds.shape)}, expected integers of shape (N + 1,)"
+        )
+    if torch.compiler.is_compiling():
+        return
+    if int(bounds[0]) != 0 or int(bounds[-1]) != total or bool((bounds.diff() < 0).any()):
+        raise ValueError(f"{op}: cu_seqlens is {bounds.tolist()[:8]}…, expected 0 first, {total} last, never falling")
+
+
+_ARGS = (
+    "Tensor q, Tensor k, Tensor v, Tensor low, Tensor high, Tensor? key_valid, Tensor? global_k, Tensor? global_v, "
+    "Tensor? global_valid, Tensor? residual, float scale, float dropout_p, Tensor? seed"
+)
+_forward = define(f"band_attention({_ARGS}) -> (Tensor, Tensor)")
+_backward = define(
+    f"band_attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor out, Tensor lse, {_ARGS}) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+def _accumulator(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _rows(t: Tensor | None) -> Tensor | None:
+    """Channels side by side, other strides as they are."""
+    return t if t is None or t.shape[-1] <= 1 or t.stride(-1) == 1 else t.contiguous()
+
+
+def _operands(q, k, v, low, high, key_valid, global_k, global_v, global_valid, residual, scale, dropout_p, seed):
+    masks = (None if t is None else t.contiguous() for t in (key_valid, global_k, global_v, global_valid))
+    return (
+        *(_rows(t) for t in (q, k, v)), low, high, *masks, _rows(residual), scale, dropout_p,
+        0 if seed is None else int(seed), torch.get_num_threads(),
+    )  # fmt: skip
+
+
+@_forward.cpu
+def _(q, *rest):
+    out = torch.empty(q.shape, dtype=q.dtype, device="cpu")
+    lse = torch.empty(q.shape[:3], dtype=_accumulator(q.dtype), device="cpu")
+    _cpu.band_attention(out, lse, *_operands(q, *rest))
+    return out, lse
+
+
+@_forward.fake
+def _(q, *rest):
+    return q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=_accumulator(q.dtype))
+
+
+@_backward.cpu
+def _(grad_out, grad_lse, out, lse, q, k, v, low, high, key_valid, global_k, global_v, *rest):
+    acc = _accumulator(q.dtype)
+    grad_q = torch.empty(q.shape, dtype=acc, device="cpu")
+    shapes = (k.shape, v.shape, *(((0,),) * 2 if global_k is None else (global_k.shape, global_v.shape)))
+    grads = [torch.zeros(shape, dtype=acc, device="cpu") for shape in shapes]
+    _cpu.band_attention_backward(
+        grad_q, *grads, _rows(grad_out), None if grad_lse is None else grad_lse.contiguous(), _rows(out), lse,
+        *_operands(q, k, v, low, high, key_valid, global_k, global_v, *rest),
+    )  # fmt: skip
+    return tuple(g.to(q.dtype) for g in (grad_q, *grads))
+
+
+@_backward.fake
+def _(grad_out, grad_lse, out, lse, q, k, v, low, high, key_valid, global_k, global_v, *rest):
+    none = q.new_empty(0)
+    shapes = (q, k, v, none if global_k is None else global_k, none if global_v is None else global_v)
+    return tuple(q.new_empty(t.shape) for t in shapes)
+
+
+class _BandAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(*args):
+        return _forward(*args)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *tensors, scale, dropout_p, seed = inputs
+        ctx.save_for_backward(*output, *tensors, seed)
+        ctx.numbers = scale, dropout_p
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx, grad_out, grad_lse):
+        out, lse, *tensors, seed = ctx.saved_tensors
+        if grad_out is None:
+            if grad_lse is None:
+                return (None,) * 13
+            grad_out = torch.zeros_like(out)
+        backward = _BandAttentionBackward.apply if torch.is_grad_enabled() else _backward
+        grads = backward(grad_out, grad_lse, out, lse, *tensors, *ctx.numbers, seed)
+        grad_q, grad_k, grad_v, grad_global_k, grad_global_v = grads
+        none = tensors[6] is None
+        return (grad_q, grad_k, grad_v, None, None, None, None if none else grad_global_k,
+                None if none else grad_global_v, None, None if tensors[9] is None else grad_out, None, None, None)  # fmt: skip
+
+
+class _BandAttentionBackward(torch.autograd.Function):
+    """The backward op as a node of its own, so that a second derivative is an error and never zeros."""
+
+    @staticmethod
+    def forward(*args):
+        return _backward(*args)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, *grads):
+        raise NotImplementedError("band_attention: second derivatives are not implemented")
+
+
+def _plain(q, k, v, low, high, key_valid, global_k, global_v, global_valid, residual, scale, dropout_p):
+    """Devices without a kernel: the definition itself, with its (Lq, Lk) scores."""
+    if dropout_p:
+        raise NotImplementedError(f"band_attention: dropout_p is {dropout_p}, expected 0 on {q.device.type} tensors")
+    warn_no_kernel("band_attention", q.device.type)
+    return _reference(
+        q, k, v, low, high, scale=scale, key_valid=key_valid, global_k=global_k, global_v=global_v,
+        global_valid=global_valid, residual=residual,
+    )  # fmt: skip
