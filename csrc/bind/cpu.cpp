@@ -463,7 +463,8 @@ il::HeadsView heads_view(py::handle obj, const char* op, const char* arg, il::DT
   il::check_dtype(t, dtype, op, arg, "the dtype of q");
   check_shape(t, shape, op, arg);
   if (t.strides == nullptr) return {t.data, t.shape[1] * t.shape[2] * t.shape[3], t.shape[2] * t.shape[3], t.shape[3]};
-  IL_CHECK(t.shape[3] <= 1 || t.strides[3] == 1, op, arg, "a strided last dimension", "neighbouring channels");
+  IL_CHECK(t.shape[3] <= 1 || t.strides[3] == 1 || t.numel() == 0, op, arg, "a strided last dimension",
+           "neighbouring channels");
   return {t.data, t.strides[0], t.strides[1], t.strides[2]};
 }
 
@@ -518,7 +519,7 @@ il::BandAttention band_args(const char* op, py::handle q, py::handle k, py::hand
   IL_CHECK(dropout >= 0 && dropout < 1, op, "dropout", std::to_string(dropout), "a number in [0, 1)");
   p.seed = seed;
   p.drop_below = static_cast<uint32_t>(dropout * 4294967296.0);
-  p.keep_factor = static_cast<float>(1 / (1 - dropout));
+  p.keep_factor = 1 / (1 - dropout);
   p.threads = threads;
   return p;
 }
@@ -571,6 +572,80 @@ void band_attention_backward(py::handle grad_q, py::handle grad_k, py::handle gr
   if (p.batch * p.heads * p.num_queries > 0) il::kernels().band_attention_backward(b);
 }
 
+// ---- pool_kv ----
+
+il::PoolKv pool_args(const char* op, py::handle x, py::handle weight, py::handle valid, int64_t kernel, int64_t stride,
+                     int mode, int threads) {
+  const TensorView t = il::strided_view(x, op, "x");
+  il::check_rank(t, 4, op, "x");
+  IL_CHECK(is_float(t.dtype), op, "x", "an integer dtype", "float32, float64, bfloat16 or float16");
+  IL_CHECK(kernel >= 1, op, "kernel", std::to_string(kernel), "at least 1");
+  IL_CHECK(stride >= 1, op, "stride", std::to_string(stride), "at least 1");
+  IL_CHECK(mode >= 0 && mode <= 2, op, "mode", std::to_string(mode), "0 to 2");
+  IL_CHECK(threads >= 1, op, "threads", std::to_string(threads), "at least 1");
+  il::PoolKv p{};
+  p.batch = t.shape[0], p.heads = t.shape[1], p.num_tokens = t.shape[2], p.dim = t.shape[3];
+  p.num_pooled = (p.num_tokens + stride - 1) / stride;
+  p.kernel = kernel, p.stride = stride, p.mode = static_cast<il::Pooling>(mode), p.dtype = t.dtype, p.threads = threads;
+  p.x = heads_view(x, op, "x", p.dtype, {p.batch, p.heads, p.num_tokens, p.dim});
+  IL_CHECK(weight.is_none() == (p.mode != il::Pooling::kLdconv), op, "weight", "a tensor or none",
+           "one for ldconv alone");
+  if (!weight.is_none()) {
+    const TensorView w = il::cpu_view(weight, op, "weight");
+    il::check_dtype(w, p.dtype, op, "weight", "the dtype of x");
+    p.weight_per_head = w.ndim == 3;
+    if (p.weight_per_head) {
+      check_shape(w, {p.heads, kernel, p.dim}, op, "weight");
+    } else {
+      check_shape(w, {kernel, p.dim}, op, "weight");
+    }
+    p.weight = w.data;
+  }
+  if (!valid.is_none()) {
+    const TensorView m = il::cpu_view(valid, op, "valid");
+    il::check_dtype(m, il::DType::kBool, op, "valid", "bool");
+    check_shape(m, {p.batch, p.num_tokens}, op, "valid");
+    p.valid = m.ptr<uint8_t>();
+  }
+  return p;
+}
+
+void pool_kv(py::handle out, py::handle x, py::handle weight, py::handle valid, int64_t kernel, int64_t stride,
+             int mode, int threads) {
+  const char* op = "pool_kv";
+  il::PoolKv p = pool_args(op, x, weight, valid, kernel, stride, mode, threads);
+  const TensorView o = il::cpu_view(out, op, "out");
+  il::check_dtype(o, p.dtype, op, "out", "the dtype of x");
+  check_shape(o, {p.batch, p.heads, p.num_pooled, p.dim}, op, "out");
+  p.out = o.data;
+  py::gil_scoped_release release;
+  if (o.numel() > 0) il::kernels().pool_kv(p);
+}
+
+void pool_kv_backward(py::handle grad_x, py::handle grad_weight, py::handle grad_out, py::handle x, py::handle weight,
+                      py::handle valid, int64_t kernel, int64_t stride, int mode, int threads) {
+  const char* op = "pool_kv_backward";
+  il::PoolKvBackward b{};
+  b.forward = pool_args(op, x, weight, valid, kernel, stride, mode, threads);
+  const il::PoolKv& p = b.forward;
+  const TensorView g = il::cpu_view(grad_out, op, "grad_out"), gx = il::cpu_view(grad_x, op, "grad_x");
+  il::check_dtype(g, p.dtype, op, "grad_out", "the dtype of x");
+  check_shape(g, {p.batch, p.heads, p.num_pooled, p.dim}, op, "grad_out");
+  il::check_dtype(gx, accumulator(p.dtype), op, "grad_x", "float64 for float64 input, else float32");
+  check_shape(gx, {p.batch, p.heads, p.num_tokens, p.dim}, op, "grad_x");
+  b.grad_out = g.data;
+  b.grad_x = gx.data;
+  if (!grad_weight.is_none()) {
+    const TensorView gw = il::cpu_view(grad_weight, op, "grad_weight");
+    il::check_dtype(gw, accumulator(p.dtype), op, "grad_weight", "float64 for float64 input, else float32");
+    check_shape(gw, {p.batch, p.heads, kernel, p.dim}, op, "grad_weight");
+    b.grad_weight = gw.data;
+  }
+  IL_CHECK(weight.is_none() == grad_weight.is_none(), op, "grad_weight", "a tensor or none", "one where weight is");
+  py::gil_scoped_release release;
+  if (gx.numel() > 0) il::kernels().pool_kv_backward(b);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -583,6 +658,8 @@ PYBIND11_MODULE(_cpu, m) {
       PyErr_SetString(PyExc_MemoryError, text.c_str());
     }
   });
+  m.def("pool_kv", &pool_kv);
+  m.def("pool_kv_backward", &pool_kv_backward);
   m.def("band_attention", &band_attention);
   m.def("band_attention_backward", &band_attention_backward);
   m.def("isa", [] { return il::kernels().isa; });

@@ -6,15 +6,18 @@
 #include "cpu/band_attention.h"
 #include "cpu/bellman_ford.h"
 #include "cpu/nbfnet_layer.h"
+#include "cpu/pool_kv.h"
 #include "cpu/relational_spmm.h"
 
-#define IL_CPU_KERNELS(X)                                     \
-  X(band_attention, (const BandAttention& args))              \
+#define IL_CPU_KERNELS(X)                                         \
+  X(band_attention, (const BandAttention& args))                  \
   X(band_attention_backward, (const BandAttentionBackward& args)) \
-  X(bellman_ford, (BellmanFord & args, int threads))          \
-  X(nbfnet_layer, (const NbfnetLayer& args))                  \
-  X(nbfnet_layer_backward, (const NbfnetLayerBackward& args)) \
-  X(relational_spmm, (const RelationalSpmm& args))            \
+  X(bellman_ford, (BellmanFord & args, int threads))              \
+  X(nbfnet_layer, (const NbfnetLayer& args))                      \
+  X(nbfnet_layer_backward, (const NbfnetLayerBackward& args))     \
+  X(pool_kv, (const PoolKv& args))                                \
+  X(pool_kv_backward, (const PoolKvBackward& args))               \
+  X(relational_spmm, (const RelationalSpmm& args))                \
   X(relational_spmm_backward, (const RelationalSpmmBackward& args))
 
 namespace il {

@@ -2,16 +2,16 @@
 // Attention of each query to a band of keys, and to a few global ones:
 //   s_ij = scale · q_i · k_j,  j in [low_i, high_i) valid, or global;   o_i = Σ_j softmax_j(s_ij) v_j (+ residual_i)
 //
-// Forward. A task walks its queries in tiles of kTile. Keys come in blocks of kBlock on a fixed grid; a block is packed once
-// per task, transposed (channel-major) for the scores, into a ring that holds what one tile can see. A tile visits the
-// blocks of its band with the online softmax: scores, weights and the tile's output stay in L1, and only blocks at the
-// band's two ends are masked. Global keys are blocks that every tile visits first.
-// FLOPs: 4 · D per visible (query, key); kTile queries share each load of a block from L2.
+// Forward. A task walks its queries in tiles of kTile. Keys come in blocks of kBlock on a fixed grid; a block is packed
+// once per task, transposed (channel-major) for the scores, into a ring that holds what one tile can see. A tile visits
+// the blocks of its band with the online softmax: scores, weights and the tile's output stay in L1, and only blocks at
+// the band's two ends are masked. Global keys are blocks that every tile visits first. FLOPs: 4 · D per visible (query,
+// key); kTile queries share each load of a block from L2.
 //
-// Backward. The weights are formed again from the saved lse; 5 products instead of 2. Key gradients are added up in slabs
-// beside the ring, and go to memory once per task and key. Tasks are runs of queries long enough that those of every second
-// task share no key: first the even ones, then the odd ones. So there are no locks, and the same bits for every number of
-// threads.
+// Backward. The weights are formed again from the saved lse; 5 products instead of 2. Key gradients are added up in
+// slabs beside the ring, and go to memory once per task and key. Tasks are runs of queries long enough that those of
+// every second task share no key: first the even ones, then the odd ones. So there are no locks, and the same bits for
+// every number of threads.
 //
 // Nothing of size queries × keys is stored: scratch is a band of keys per thread.
 #include "cpu/band_attention.h"
@@ -88,7 +88,7 @@ IL_INLINE uint32_t row_seed(uint64_t seed, int64_t b, int64_t h, int64_t i) {
 
 // Sets weights to 0 or keep_factor times themselves; j counts from `first` in the hash.
 template <class A>
-void drop(A* row, int64_t from, int64_t to, int64_t first, uint32_t seed, uint32_t below, float factor) {
+void drop(A* row, int64_t from, int64_t to, int64_t first, uint32_t seed, uint32_t below, double factor) {
   for (int64_t j = from; j < to; ++j) {
     const A kept = row[j] * A(factor);
     row[j] = mix(uint32_t(first + j) * 0x9e3779b9u + seed) >= below ? kept : A(0);
@@ -109,15 +109,15 @@ int64_t padded(int64_t n) {
 // A block of keys as the products read it.
 template <class A>
 struct Block {
-  int64_t first;        // its first key
-  const A* k_t;         // [D][kBlock]
-  const A* v;           // [kBlock] rows, v_stride apart
+  int64_t first;  // its first key
+  const A* k_t;   // [D][kBlock]
+  const A* v;     // [kBlock] rows, v_stride apart
   int64_t v_stride;
-  const A* v_t;         // [D][kBlock], backward only
-  const A* k;           // [kBlock] rows, k_stride apart, backward only
+  const A* v_t;  // [D][kBlock], backward only
+  const A* k;    // [kBlock] rows, k_stride apart, backward only
   int64_t k_stride;
-  const A* mask;        // [kBlock] 0 or -inf, or null: all keys are valid
-  A *grad_k, *grad_v;   // [kBlock][Dp] slabs, backward only
+  const A* mask;       // [kBlock] 0 or -inf, or null: all keys are valid
+  A *grad_k, *grad_v;  // [kBlock][Dp] slabs, backward only
 };
 
 // Packs blocks of one (batch, key head) on demand. Slots are reused in turn.
@@ -128,12 +128,24 @@ class Ring {
  public:
   Ring(const HeadsView& k, const HeadsView& v, const uint8_t* valid, int64_t num_keys, int64_t dim, int64_t slots,
        bool backward, A* grad_k, A* grad_v)
-      : k_(k), v_(v), valid_(valid), num_keys_(num_keys), dim_(dim), dp_(padded<A>(dim)), slots_(slots),
-        backward_(backward), direct_(sizeof(T) == sizeof(A) && dim == padded<A>(dim) && valid == nullptr),
-        tags_(slots), k_t_(slots * dim * kBlock), v_rows_(direct_ ? 0 : slots * kBlock * dp_),
-        v_t_(backward ? slots * dim * kBlock : 0), k_rows_(backward && !direct_ ? slots * kBlock * dp_ : 0),
-        mask_(valid != nullptr ? slots * kBlock : 0), grads_(backward ? 2 * slots * kBlock * dp_ : 0),
-        grad_k_(grad_k), grad_v_(grad_v) {
+      : k_(k),
+        v_(v),
+        valid_(valid),
+        num_keys_(num_keys),
+        dim_(dim),
+        dp_(padded<A>(dim)),
+        slots_(slots),
+        backward_(backward),
+        direct_(sizeof(T) == sizeof(A) && dim == padded<A>(dim) && valid == nullptr),
+        tags_(slots),
+        k_t_(slots * dim * kBlock),
+        v_rows_(direct_ ? 0 : slots * kBlock * dp_),
+        v_t_(backward ? slots * dim * kBlock : 0),
+        k_rows_(backward && !direct_ ? slots * kBlock * dp_ : 0),
+        mask_(valid != nullptr ? slots * kBlock : 0),
+        grads_(backward ? 2 * slots * kBlock * dp_ : 0),
+        grad_k_(grad_k),
+        grad_v_(grad_v) {
     fill(tags_.get(), slots, int64_t(-1));
   }
 
@@ -174,8 +186,16 @@ class Ring {
     // Direct: rows as they lie in memory. A block cut short by the last key is read no further than that.
     const A* v = direct_ ? reinterpret_cast<const A*>(row_of<T>(v_, b_, h_, first)) : v_rows;
     const A* k = direct_ ? reinterpret_cast<const A*>(row_of<T>(k_, b_, h_, first)) : k_rows;
-    return {first, k_t, v, direct_ ? v_.row_stride : dp_, v_t, k, direct_ ? k_.row_stride : dp_,
-            valid_ != nullptr ? mask : nullptr, slab, slab + kBlock * dp_};
+    return {first,
+            k_t,
+            v,
+            direct_ ? v_.row_stride : dp_,
+            v_t,
+            k,
+            direct_ ? k_.row_stride : dp_,
+            valid_ != nullptr ? mask : nullptr,
+            slab,
+            slab + kBlock * dp_};
   }
 
   void flush() {
@@ -186,28 +206,30 @@ class Ring {
   }
 
  private:
-  // to[c][j] = row j, channel c; missing keys are 0.
+  bool counts(int64_t j) const { return valid_ == nullptr || valid_[b_ * num_keys_ + j]; }
+
+  // to[c][j] = row j, channel c. Missing and invalid keys are 0, so that a NaN there is multiplied by no weight.
   void transpose(const HeadsView& t, int64_t first, int64_t size, A* to) {
     constexpr int64_t step = 8;
     for (int64_t j0 = 0; j0 < kBlock; j0 += step) {
-      if (j0 + step <= size) {
+      if (j0 + step <= size && valid_ == nullptr) {
         const T* row = row_of<T>(t, b_, h_, first + j0);
         for (int64_t c = 0; c < dim_; ++c) {
           for (int64_t j = 0; j < step; ++j) to[c * kBlock + j0 + j] = widen(row[j * t.row_stride + c]);
         }
       } else {
         for (int64_t j = j0; j < j0 + step; ++j) {
-          const T* row = j < size ? row_of<T>(t, b_, h_, first + j) : nullptr;
+          const T* row = j < size && counts(first + j) ? row_of<T>(t, b_, h_, first + j) : nullptr;
           for (int64_t c = 0; c < dim_; ++c) to[c * kBlock + j] = row != nullptr ? A(widen(row[c])) : A(0);
         }
       }
     }
   }
 
-  // Rows padded with zeros; missing and invalid keys are 0, so that a NaN there is multiplied by no weight.
+  // Rows padded with zeros; missing and invalid keys are 0 here too.
   void widen_rows(const HeadsView& t, int64_t first, int64_t size, A* to) {
     for (int64_t j = 0; j < kBlock; ++j, to += dp_) {
-      const bool there = j < size && (valid_ == nullptr || valid_[b_ * num_keys_ + first + j]);
+      const bool there = j < size && counts(first + j);
       const T* row = there ? row_of<T>(t, b_, h_, first + j) : nullptr;
       for (int64_t c = 0; c < dim_; ++c) to[c] = there ? A(widen(row[c])) : A(0);
       for (int64_t c = dim_; c < dp_; ++c) to[c] = A(0);
@@ -533,8 +555,9 @@ void backward(const BandAttentionBackward& args) {
             lse.get()[r] = saved == -A(INFINITY) ? A(INFINITY) : saved * A(kLog2E);
           }
           fill(grad_q.get(), kTile * dp, A(0));
-          const BackwardTile<A> tile = {b, h, first, size, q.data(), grad_out.data(), lse.data(), delta.data(),
-                                        weight.get(), grad.get(), grad_q.get()};
+          const BackwardTile<A> tile = {
+              b,          h,           first, size, q.data(), grad_out.data(), lse.data(), delta.data(), weight.get(),
+              grad.get(), grad_q.get()};
           for (int64_t j = 0; j * kBlock < p.num_global; ++j) {
             backward_block(p, tile, q_rows.data(), globals.get(j), all, p.num_keys + j * kBlock);
           }

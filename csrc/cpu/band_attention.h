@@ -36,7 +36,7 @@ struct BandAttention {
   // Dropout: weights are kept where hash(seed, b, h, i, j) >= drop_below, and multiplied by keep_factor.
   uint64_t seed;
   uint32_t drop_below;
-  float keep_factor;
+  double keep_factor;
   int threads;
 };
 
@@ -45,10 +45,10 @@ struct BandAttentionBackward {
   BandAttention forward;  // out and lse are read
   HeadsView grad_out;
   const void* grad_lse;  // [B, H, Lq], or null
-  void* grad_q;         // [B, H, Lq, D]
-  void* grad_k;         // [B, Hkv, Lk, D], zeros before
-  void* grad_v;         // the same
-  void* grad_global_k;  // [B, Hkv, num_global, D], zeros before
+  void* grad_q;          // [B, H, Lq, D]
+  void* grad_k;          // [B, Hkv, Lk, D], zeros before
+  void* grad_v;          // the same
+  void* grad_global_k;   // [B, Hkv, num_global, D], zeros before
   void* grad_global_v;
 };
 

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from . import compat, data, distributed, nn, ops, reference
     from .graph import RelGraph
     from .ops._functions import Aggregate, Message
+    from .ops.band_attention import band_attention
     from .ops.bellman_ford import Semiring, bellman_ford
     from .ops.nbfnet_layer import nbfnet_layer
+    from .ops.pool_kv import pool_kv, pooled_valid, pooling_attention
     from .ops.relational_spmm import relational_spmm
     from .system import cpu_isa, cpu_isas, has_cuda_kernels
 
@@ -26,8 +28,12 @@ _EXPORTS = {
     "Message": ".ops._functions",
     "RelGraph": ".graph",
     "Semiring": ".ops.bellman_ford",
+    "band_attention": ".ops.band_attention",
     "bellman_ford": ".ops.bellman_ford",
     "nbfnet_layer": ".ops.nbfnet_layer",
+    "pool_kv": ".ops.pool_kv",
+    "pooled_valid": ".ops.pool_kv",
+    "pooling_attention": ".ops.pool_kv",
     "relational_spmm": ".ops.relational_spmm",
     "cpu_isa": ".system",
     "cpu_isas": ".system",
@@ -41,6 +47,7 @@ __all__ = [
     "RelGraph",
     "Semiring",
     "__version__",
+    "band_attention",
     "bellman_ford",
     "compat",
     "cpu_isa",
@@ -51,6 +58,9 @@ __all__ = [
     "nbfnet_layer",
     "nn",
     "ops",
+    "pool_kv",
+    "pooled_valid",
+    "pooling_attention",
     "reference",
     "relational_spmm",
 ]

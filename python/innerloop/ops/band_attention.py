@@ -38,9 +38,9 @@ def band_attention(
     out_i = Σ_j softmax_j(scale · q_i · k_j) v_j  over the keys j with p_i - left <= j <= p_i + right,
     where p_i = i + Lk - Lq (the last query sits at the last key), or p_i = ⌊i / kv_stride⌋ for pooled keys.
 
-    `left` and `right` count keys on each side, the query's own not included: 2w + 1 keys for left = right = w. No tensor
-    with a row of scores per query is formed, forward or backward: extra memory is O(B·H·Lq), and a window of keys per
-    thread. The same bits in every run and for every number of threads.
+    `left` and `right` count keys on each side, the query's own not included: 2w + 1 keys for left = right = w. No
+    tensor with a row of scores per query is formed, forward or backward: extra memory is O(B·H·Lq), and a window of
+    keys per thread. The same bits in every run and for every number of threads.
 
     Args:
         q: (B, H, Lq, D), or (T, H, D) with `cu_seqlens`. float32, float64, bfloat16 or float16, D <= 256; half types
@@ -51,12 +51,12 @@ def band_attention(
             at or before the query.
         scale: of the scores. Default: 1 / sqrt(D).
         key_valid: bool (B, Lk), False for padding. A query that sees no key gets 0, lse -inf and no gradient.
-        cu_seqlens: integers (N + 1,), 0 = first, never falling, last = T: several sequences one after another, which do not
-            see each other.
+        cu_seqlens: integers (N + 1,), 0 = first, never falling, last = T: several sequences one after another, which do
+            not see each other.
         global_index: int64 (B, G), positions of keys that every query sees besides its window, each counted once;
             -1 for none.
         kv_stride: ξ, queries per pooled key.
-        dropout_p: probability that a weight is 0, the others being divided by 1 - dropout_p; drawn from torch's generator.
+        dropout_p: probability that a weight is 0, the others being divided by 1 - dropout_p; from torch's generator.
         residual: (B, H, Lq, D), added to the result.
         return_lse: also return log Σ exp of the scores, in float32 (float64 for float64).
 
@@ -166,7 +166,9 @@ def _check(q, k, v, left, right, scale, key_valid, cu_seqlens, global_index, kv_
     if not 1 <= q.shape[-1] <= _MAX_DIM:
         raise ValueError(f"{op}: q has {q.shape[-1]} channels, expected 1 to {_MAX_DIM}")
     if k.shape[heads] == 0 or q.shape[heads] % k.shape[heads]:
-        raise ValueError(f"{op}: k has {k.shape[heads]} heads, expected a number that divides the {q.shape[heads]} of q")
+        raise ValueError(
+            f"{op}: k has {k.shape[heads]} heads, expected a number that divides the {q.shape[heads]} of q"
+        )
     if residual is not None and residual.shape != q.shape:
         raise ValueError(f"{op}: residual has shape {tuple(residual.shape)}, expected {tuple(q.shape)} like q")
     for name, value in (("left", left), ("right", right)):
@@ -201,7 +203,8 @@ def _check_global(op: str, index: Tensor, cu_seqlens: Tensor | None, batch: int,
         raise ValueError(f"{op}: global_index is given with cu_seqlens, expected one of them")
     if index.dtype != torch.int64 or index.dim() != 2 or index.shape[0] != batch:
         raise ValueError(
-            f"{op}: global_index is {index.dtype} of shape {tuple(index.shape)}, expected torch.int64 of shape ({batch}, G)"
+            f"{op}: global_index is {index.dtype} of shape {tuple(index.shape)}, expected torch.int64 of shape "
+            f"({batch}, G)"
         )
     if torch.compiler.is_compiling():
         return
@@ -305,8 +308,10 @@ class _BandAttention(torch.autograd.Function):
         grads = backward(grad_out, grad_lse, out, lse, *tensors, *ctx.numbers, seed)
         grad_q, grad_k, grad_v, grad_global_k, grad_global_v = grads
         none = tensors[6] is None
-        return (grad_q, grad_k, grad_v, None, None, None, None if none else grad_global_k,
-                None if none else grad_global_v, None, None if tensors[9] is None else grad_out, None, None, None)  # fmt: skip
+        grad_global_k, grad_global_v = (None, None) if none else (grad_global_k, grad_global_v)
+        grad_residual = None if tensors[9] is None else grad_out
+        return (grad_q, grad_k, grad_v, None, None, None, grad_global_k, grad_global_v, None, grad_residual,
+                None, None, None)  # fmt: skip
 
 
 class _BandAttentionBackward(torch.autograd.Function):
