@@ -16,9 +16,13 @@ from tolerances import assert_close
 
 # Registered op: where its tests are. A new op belongs here, and its calls in _calls() below.
 TESTED = {
+    "band_attention": "test_band_attention.py",
+    "band_attention_backward": "test_band_attention.py",
     "bellman_ford": "test_bellman_ford.py",
     "nbfnet_layer": "test_nbfnet_layer.py",
     "nbfnet_layer_backward": "test_nbfnet_layer.py",
+    "pool_kv": "test_pool_kv.py",
+    "pool_kv_backward": "test_pool_kv.py",
     "relational_spmm": "test_relational_spmm.py",
     "relational_spmm_backward": "test_relational_spmm.py",
 }
@@ -141,6 +145,17 @@ def _calls() -> dict[str, torch.Tensor]:
         weight = case.edge_weight.abs().float().clamp(max=1)
         result = innerloop.bellman_ford(case.graph, range(25), semiring, edge_weight=weight, steps=steps)
         results[f"bellman_ford {semiring} {steps}"] = result.value
+    for D, mode in itertools.product((8, 40, 64, 111), (None, "mean", "max", "ldconv")):
+        q, k, v = tensors = [torch.randn(2, 2, 130, D, requires_grad=True) for _ in range(3)]
+        if mode is None:
+            out = innerloop.band_attention(q, k, v, left=20, right=5)
+        else:
+            weight = torch.randn(5, D) / 8 if mode == "ldconv" else None
+            out = innerloop.pooling_attention(
+                q, k, v, radius=3, kernel=5, stride=4, mode=mode, weight_k=weight, weight_v=weight
+            )
+        grads = torch.autograd.grad(out, tensors, torch.full_like(out, 1 / D))
+        results |= {f"attention {D} {mode} {i}": t.detach() for i, t in enumerate((out, *grads))}
     return results
 
 
@@ -207,6 +222,11 @@ case.graph.drop(torch.tensor([1]))
 for first in (False, True):
     gradients(Layer.op, make_layer(dtype=torch.float32, first=first))
 innerloop.bellman_ford(case.graph, [1, 2, 3], edge_weight=torch.rand(40), predecessors=True)
+q, k, v = (torch.randn(1, 2, 20, 4, requires_grad=True) for _ in range(3))
+options = dict(key_valid=torch.rand(1, 20) > 0.1, global_index=torch.tensor([[1, 2]]))
+innerloop.band_attention(q, k, v, left=2, right=2, residual=torch.randn(1, 2, 20, 4), **options).sum().backward()
+weight = torch.randn(3, 4)
+innerloop.pool_kv(k, v, kernel=3, stride=2, weight_k=weight, weight_v=weight)[0].sum().backward()
 innerloop.nn.NBFNet(3, dim=4, num_layers=2).explain(case.graph.with_inverse(), 0, 1, 2)
 assert {name for name, _, _ in calls} == set(originals), "a kernel was not called"
 
