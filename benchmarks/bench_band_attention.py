@@ -132,7 +132,9 @@ def test_band_attention(length, direction, quick, compare):
         "local-attention": local_attention(),
     }
     if not backward and not quick:
-        functions["flex_attention, compiled"] = flex(length)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own deprecations
+            functions["flex_attention, compiled"] = flex(length)
     absent = {name: "not installed" for name, function in functions.items() if function is None}
     if backward:
         absent["flex_attention, compiled"] = "no backward pass on CPUs"

@@ -41,6 +41,15 @@ def work(rank: int, size: int, file: str, queries: int, result: str) -> None:
         kind, text = (ValueError, "no such source") if rank == 1 else (RuntimeError, "process 1 of the group failed")
         with pytest.raises(kind, match=text):
             over_queries(fails, source)
+        # Without a query a result may come out in another dtype and shape; with one it may not.
+        empty = over_queries(lambda s: torch.stack([s, s], 1) if len(s) else torch.empty(0), source)
+        assert torch.equal(empty, torch.stack([source, source], 1))
+        with pytest.raises(RuntimeError, match="do not go with those of the others"):
+            over_queries(lambda s: s.float() if rank == size - 1 else s, source)
+        with pytest.raises((TypeError, RuntimeError), match="returned NoneType"):
+            over_queries(lambda s: None if rank == size - 1 else s, source)
+        with pytest.raises((ValueError, RuntimeError), match=r"queries have lengths \[2, 3\]"):
+            over_queries(lambda s, t: s, *((torch.ones(2), torch.ones(3)) if rank == 0 else (source, source)))
         Path(f"{result}{rank}").touch()
     finally:
         dist.destroy_process_group()
@@ -73,3 +82,5 @@ def test_one_process_and_bad_queries():
         over_queries(lambda x, y: x, torch.ones(2), torch.ones(3))
     with pytest.raises(ValueError, match=r"queries have lengths \[\]"):
         over_queries(lambda: torch.ones(1))
+    with pytest.raises(ValueError, match=r"function returned shape \(\), expected 3 entries along dimension 0"):
+        over_queries(lambda x: x.sum(), torch.ones(3))

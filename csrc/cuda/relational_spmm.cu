@@ -14,14 +14,15 @@ const char* launch_relational_spmm(const SpmmLaunch& launch, const void* args, s
   const SpmmKernel kernel = select_spmm_kernel(launch);
   if (kernel == nullptr) return "no such kernel";
   int before = 0;
-  cudaGetDevice(&before);
-  cudaError_t status = cudaSetDevice(launch.device);
+  cudaError_t status = cudaGetDevice(&before);
+  const bool elsewhere = before != launch.device;
+  if (status == cudaSuccess && elsewhere) status = cudaSetDevice(launch.device);
   if (status == cudaSuccess) {
     void* parameters[] = {const_cast<void*>(args)};
     status = cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(launch.grid[0], launch.grid[1]),
                               dim3(launch.block[0], launch.block[1]), parameters, 0,
                               static_cast<cudaStream_t>(launch.stream));
-    cudaSetDevice(before);
+    if (elsewhere) cudaSetDevice(before);
   }
   if (status == cudaSuccess) return nullptr;
   cudaGetLastError();  // reported here, must not surface in a later launch

@@ -132,7 +132,7 @@ __device__ __forceinline__ void store(void* base, long long i, const A (&from)[N
 
 template <class A>
 __device__ __forceinline__ A infinity() {
-  return static_cast<A>(__builtin_huge_val());
+  return static_cast<A>(widen(BFloat16{0x7f80}));
 }
 template <class A>
 __device__ __forceinline__ A nan_max(A a, A b) {

@@ -59,7 +59,7 @@ def gpu_kernels() -> str | None:
         ValueError: INNERLOOP_GPU is something else.
         RuntimeError: what it asks for is not installed.
     """
-    wanted = os.environ.get("INNERLOOP_GPU", "plain")
+    wanted = os.environ.get("INNERLOOP_GPU") or "plain"
     if wanted not in ("cuda", "triton", "plain"):
         raise ValueError(f"INNERLOOP_GPU is {wanted!r}, expected cuda, triton or plain")
     if wanted == "cuda" and cuda_module() is None and importlib.util.find_spec("cupy") is None:

@@ -11,7 +11,7 @@ import pytest
 import scipy.sparse
 import scipy.sparse.csgraph
 import torch
-from cases import Record, filter_torch_warnings
+from cases import Record, filter_torch_warnings, make_case
 from innerloop import RelGraph, Semiring, bellman_ford, reference
 from tolerances import assert_close
 from torch import Tensor
@@ -358,3 +358,16 @@ def test_bad_input(error, match, call):
     graph, weight, _, _ = make(9, 30, 1, dtype=torch.float32)
     with pytest.raises(error, match=match):
         call(graph, weight)
+
+
+def test_functions_with_literals_and_predecessors():
+    """A Python float makes numba's sum float64; a row changes only where what is stored does."""
+    pytest.importorskip("numba")
+    case = make_case(30, 120)
+    weight = torch.rand(120)
+    ring = Semiring(lambda a, b: a if a < b else b, lambda x, w: x + 0.3 * w, math.inf, 0.0, idempotent=True)
+    found = bellman_ford(case.graph, [0, 5], ring, edge_weight=weight, predecessors=True)
+    expected = bellman_ford(case.graph, [0, 5], "distance", edge_weight=0.3 * weight)
+    torch.testing.assert_close(found.value, expected.value)
+    reached = found.value[:, 0].where(found.value[:, 0].isfinite(), -1)
+    torch.testing.assert_close((0.3 * weight[found.path(int(reached.argmax()))]).sum(), reached.max())

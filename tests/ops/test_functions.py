@@ -92,6 +92,41 @@ def test_a_tie_has_one_gradient():
     assert x.grad.flatten().tolist() == [1, 0, 0]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_literals_in_functions(dtype):
+    """A Python float makes numba's message float64; what is compared is what was stored."""
+    scaled = Message(lambda x, w: 0.3 * x * w, lambda x, w: (0.3 * w, 0.3 * x))
+    case = make_case(9, 60, 3, 2, 5, dtype=dtype, zeros=0)
+    smaller = case.map(lambda t: t)
+    smaller.relation = case.relation * 0.3
+    smaller.boundary, case.boundary = None, None
+    expected = gradients(lambda c: c.op("max", "mul"), smaller)
+    grads = gradients(lambda c: op(c, "max", scaled), case)
+    torch.testing.assert_close(grads["input"], expected["input"], rtol=1e-5, atol=1e-6)
+
+
+def test_the_count_is_a_signed_number():
+    negative = Aggregate(lambda t, m: t + m, 0.0, lambda t, n: t * (-n), lambda m, out, n: -n)
+    case = make_case(5, 20, 2, 1, 3, weight=False, boundary=False)
+    x = case.input.requires_grad_()
+    out = innerloop.relational_spmm(case.graph, case.relation, x, sum=negative, mul=PRODUCT)
+    (grad,) = torch.autograd.grad(out.sum(), x)
+    count = case.graph.in_degree.double()[:, None, None]
+    expected = -count * innerloop.relational_spmm(case.graph, case.relation, x, sum="sum", mul="mul")
+    assert_close(out, expected)
+    assert_close(grad, torch.autograd.grad(expected.sum(), x)[0])
+
+
+def test_changing_the_result_in_place():
+    """Autograd sees it."""
+    case = make_case(5, 20, 2, 1, 3, weight=False, boundary=False)
+    x = case.input.requires_grad_()
+    out = innerloop.relational_spmm(case.graph, case.relation, x, sum=NORM, mul=PRODUCT)
+    out.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
 def test_same_bits_for_every_number_of_threads():
     case = make_case(9, 60, 3, 5, 8, dtype=torch.float32)
     results = []

@@ -2,16 +2,22 @@
 """The GPU kernels of relational_spmm without a GPU: CUDA compiled as C++ (tests/cuda), Triton in its interpreter."""
 
 import ctypes
+import ctypes.util
 import functools
+import gc
+import itertools
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from cases import PAIRS, even, gradients, make_case, run_python
 from gpu_ops import op
+from innerloop import system
 from innerloop.ops import _relational_spmm_cuda as cuda
 from innerloop.ops import _relational_spmm_gpu as gpu
 from tolerances import assert_close, assert_close_to_truth
@@ -149,6 +155,67 @@ def test_orders_are_made_once(cuda_kernels, monkeypatch):
     first = run()
     monkeypatch.setattr(gpu, "Orders", None)
     assert torch.equal(run(), first)
+
+
+def test_orders_go_with_their_graph(cuda_kernels):
+    before = len(gpu._ORDERS)
+    for _ in range(3):
+        case = make_case(6, 20, 2, 1, 4)
+        op(cuda_kernels, case.map(lambda t: t.detach().requires_grad_()), "pna", "mul").sum().backward()
+    del case
+    gc.collect()
+    assert len(gpu._ORDERS) <= before
+
+
+def test_the_choice_of_kernels_can_be_compiled():
+    """Nothing is imported under torch.compile."""
+    run_python(
+        "import sys, torch, innerloop.ops\n"
+        "ops = sys.modules['innerloop.ops.relational_spmm']\n"
+        "f = torch.compile(lambda x: x + ops._has_kernel(None, x, x, x, x, 0), fullgraph=True, backend='eager')\n"
+        "assert f(torch.zeros(2)).tolist() == [0, 0]\n"
+        "assert ops._GPU_KERNELS == ops.gpu_kernels()",
+        INNERLOOP_GPU="cuda" if system.cuda_module() else "plain",
+    )
+
+
+def test_half_types_with_a_large_mean(cuda_kernels):
+    """(m - mean) / std must not be made of rounded values."""
+    case = make_case(8, 60, 2, 2, 8, dtype=torch.bfloat16, weight=False, boundary=False)
+    case.input, case.relation = case.input + 10, torch.ones_like(case.relation)
+    expected = gradients(lambda c: c.reference("pna", "mul"), case.map(torch.Tensor.double))
+    grads = gradients(lambda c: op(cuda_kernels, c, "pna", "mul"), case)
+    error = (grads["input"].double() - expected["input"]).norm() / expected["input"].norm()
+    assert error < 1e-2
+
+
+def nvrtc() -> ctypes.CDLL:
+    """The toolkit's compiler library, that of the wheel nvidia-cuda-nvrtc, or INNERLOOP_LIBNVRTC; it needs no GPU."""
+    found = [os.environ.get("INNERLOOP_LIBNVRTC", ""), ctypes.util.find_library("nvrtc") or ""]
+    found += [str(p) for s in sys.path for p in Path(s).glob("nvidia/*/lib/libnvrtc.so.1[0-9]")]
+    found += [str(p) for p in Path("/usr/local").glob("cuda*/lib64/libnvrtc.so.1[0-9]")]
+    for name in filter(None, found):
+        for builtins in Path(name).parent.glob("libnvrtc-builtins.so.*.*"):
+            ctypes.CDLL(str(builtins), ctypes.RTLD_GLOBAL)
+        return ctypes.CDLL(name)
+    return pytest.skip("no libnvrtc")
+
+
+def test_nvrtc_compiles_every_kernel():
+    """What CuPy will do at first use: the text alone, each instantiation by its name."""
+    library, program = nvrtc(), ctypes.c_void_p()
+    text = (ROOT / "csrc" / "cuda" / "relational_spmm.cuh").read_bytes()
+    names = {cuda._expression(*code) for code in itertools.product(range(6), range(4), range(4), (False, True))}
+    assert library.nvrtcCreateProgram(ctypes.byref(program), text, b"relational_spmm.cuh", 0, None, None) == 0
+    for name in names:
+        assert library.nvrtcAddNameExpression(program, name.encode()) == 0
+    options = [b"-std=c++17", b"--fmad=false", b"--gpu-architecture=sm_90"]
+    status = library.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
+    size = ctypes.c_size_t()
+    library.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+    log = ctypes.create_string_buffer(size.value)
+    library.nvrtcGetProgramLog(program, log)
+    assert status == 0, log.value.decode()[:2000]
 
 
 def test_python_packs_the_members_of_the_struct():

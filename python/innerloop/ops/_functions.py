@@ -24,7 +24,8 @@ class Message:
         function: (x, w) -> m, of a channel of the source and of the relation.
         grad: (x, w) -> (dm/dx, dm/dw). Without it no gradient can be asked for.
 
-    Both are compiled by numba (`pip install innerloop[numba]`): arithmetic and `math`, no tensors.
+    Both are compiled by numba (`pip install innerloop[numba]`): arithmetic and `math`, no tensors. Globals and closures
+    are read once; a new function object is compiled anew, so make it once.
 
     Example:
         >>> import math
@@ -138,25 +139,27 @@ def _pick(argument: str, value, kind: type, named: dict):
     return named[value]
 
 
+_NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
+
+
 class _Fold(torch.autograd.Function):
     @staticmethod
     def forward(ctx, graph, relation, input, boundary, edge_weight, aggregate, message):
-        ctx.save_for_backward(relation, input, boundary, edge_weight)
         ctx.rest = graph, aggregate, message
-        forward, _ = _compile(aggregate, message)
+        forward, _ = _compile(aggregate, message, _NUMPY[input.dtype])
         out = torch.empty_like(input, memory_format=torch.contiguous_format)
         common = _arrays(graph, relation, input, boundary, edge_weight)
         _each_query(input, lambda b: forward(*common, b, out.numpy()))
-        ctx.out = out
+        ctx.save_for_backward(relation, input, boundary, edge_weight, out)
         return out
 
     @staticmethod
     def backward(ctx, grad):
         if torch.is_grad_enabled():
             raise NotImplementedError("relational_spmm: second derivatives are not implemented for functions")
-        relation, input, boundary, edge_weight = ctx.saved_tensors
+        relation, input, boundary, edge_weight, out = ctx.saved_tensors
         graph, aggregate, message = ctx.rest
-        _, backward = _compile(aggregate, message)
+        _, backward = _compile(aggregate, message, _NUMPY[input.dtype])
         batch = input.shape[1]
         grad_input = torch.zeros_like(input, memory_format=torch.contiguous_format)
         grad_relation = input.new_zeros(relation.shape[0], batch, input.shape[2])
@@ -164,7 +167,7 @@ class _Fold(torch.autograd.Function):
         weighted = ctx.needs_input_grad[4]
         grad_weight = input.new_zeros(batch if weighted else 0, graph.num_edges)
         arrays = [
-            x.numpy() for x in (grad.contiguous(), ctx.out, grad_input, grad_relation, grad_boundary, grad_weight)
+            x.detach().numpy() for x in (grad.contiguous(), out, grad_input, grad_relation, grad_boundary, grad_weight)
         ]
         common = _arrays(graph, relation, input, boundary, edge_weight)
         _each_query(input, lambda b: backward(*common, b, *arrays, weighted))
@@ -201,7 +204,7 @@ def _each_query(input: Tensor, work: Callable[[int], None]) -> None:
 
 
 @functools.lru_cache(maxsize=64)
-def _compile(aggregate: Aggregate, message: Message) -> tuple[Callable, Callable]:
+def _compile(aggregate: Aggregate, message: Message, dtype: type) -> tuple[Callable, Callable]:
     try:
         import numba
     except ImportError as error:
@@ -220,7 +223,6 @@ def _compile(aggregate: Aggregate, message: Message) -> tuple[Callable, Callable
     derivative = jit(message.grad, lambda x, w: (0.0, 0.0))
     zero, only_first = float(aggregate.zero), aggregate._first
     fast = numba.njit(nogil=True, error_model="numpy")
-    U = np.uint64
 
     @fast
     def forward(indptr, src, rel, eid, input, relation, boundary, weight, b, out):
@@ -229,16 +231,16 @@ def _compile(aggregate: Aggregate, message: Message) -> tuple[Callable, Callable
         total = np.empty(width, input.dtype)
         for v in range(num_nodes):
             total[:] = zero
-            count = indptr[v + 1] - indptr[v]
+            count = np.int64(indptr[v + 1]) - np.int64(indptr[v])
             for e in range(indptr[v], indptr[v + 1]):
                 x, w = input[src[e], b], relation[rel[e], of]
                 if len(weight) > 0:
                     a = weight[eid[e]]
                     for c in range(width):
-                        total[c] = add(total[c], a * combine(x[c], w[c]))
+                        total[c] = add(total[c], dtype(a * combine(x[c], w[c])))
                 else:
                     for c in range(width):
-                        total[c] = add(total[c], combine(x[c], w[c]))
+                        total[c] = add(total[c], dtype(combine(x[c], w[c])))
             if len(boundary) > 0:
                 count += 1
                 for c in range(width):
@@ -257,18 +259,19 @@ def _compile(aggregate: Aggregate, message: Message) -> tuple[Callable, Callable
         for v in range(num_nodes):
             taken[:] = False
             g, result = grad[v, b], out[v, b]
-            count = indptr[v + 1] - indptr[v] + U(len(boundary) > 0)
+            count = np.int64(indptr[v + 1]) - np.int64(indptr[v]) + np.int64(len(boundary) > 0)
             for e in range(indptr[v], indptr[v + 1]):
                 x, w = input[src[e], b], relation[rel[e], of]
-                a = weight[eid[e]] if len(weight) > 0 else input.dtype.type(1)
+                a = weight[eid[e]] if len(weight) > 0 else dtype(1)
                 of_weight = 0.0
                 for c in range(width):
                     m = combine(x[c], w[c])
+                    am = dtype(a * m)  # as it was added up: a literal in a user's function makes m float64
                     if only_first:
-                        if taken[c] or a * m != result[c]:
+                        if taken[c] or am != result[c]:
                             continue
                         taken[c] = True
-                    gm = g[c] * share(a * m, result[c], count)
+                    gm = g[c] * share(am, result[c], count)
                     dx, dw = derivative(x[c], w[c])
                     grad_input[src[e], b, c] += gm * a * dx
                     grad_relation[rel[e], b, c] += gm * a * dw

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Launches csrc/cuda/relational_spmm.cuh: the kernels in `_cuda`, or else the same file compiled by CuPy's NVRTC.
 
-Launches go to the current stream of torch. After one call with a graph nothing waits for the device, so later calls
-with that graph can be captured in a CUDA graph.
+Launches go to the current stream of torch. After one forward and backward call with a graph nothing waits for the
+device, so later calls with that graph can be captured in a CUDA graph.
 """
 
 from __future__ import annotations

@@ -42,6 +42,7 @@ class Orders:
     """The orders of one graph, each made when first asked for (which waits for the device) and then kept."""
 
     def __init__(self, csr: Tensor, num_nodes: int, num_relations: int) -> None:
+        csr = csr.detach()  # views of the key itself would keep it alive, and with it this entry
         self.num_nodes, self.num_relations = num_nodes, num_relations
         self.num_edges = (csr.numel() - num_nodes - 3) // 3
         start = num_nodes + 3
@@ -66,18 +67,22 @@ class Orders:
         slot = torch.where(split[row], split[row].cumsum(0) - 1, -1)
         tasks = torch.stack([row, begin, end, slot], dim=1).int()
         last = (pieces * split).cumsum(0)
+        num_slots = int(last[-1]) if len(last) else 0
         merges = torch.stack(
             [torch.arange(len(pieces), device=start.device), last - pieces, last, -torch.ones_like(last)], 1
         )
-        return Order(
+        order = Order(
             *parts,
             position,
             torch.cat([begin, begin.new_tensor([self.num_edges])]).int(),
             pieces,
             tasks[(begin - end).sort(stable=True).indices].contiguous(),
             merges[split].int().contiguous(),
-            int(last[-1]) if len(last) else 0,
+            num_slots,
         )
+        if start.is_cuda:
+            torch.cuda.current_stream(start.device).synchronize()  # other streams will read these tensors
+        return order
 
     def _grouped(self, key: Tensor, count: int) -> Order:
         values, order = key.sort(stable=True)
@@ -230,8 +235,11 @@ def _parts(use: Kernels, call: Call, out: Tensor, grad: Tensor) -> Parts:
     mean, top, bottom, std = out.unbind(2)
     first_high, first_low = first(top, bottom)
     grad, high, low, grad_std = (x.contiguous() for x in grad.unbind(2))
-    floor = torch.tensor(1e-6, dtype=acc).sqrt().to(out.dtype).to(out.device)
-    spread = torch.where(std <= floor, 0, grad_std * inverse / std.to(acc)).contiguous()
+    floor = float(torch.tensor(1e-6, dtype=acc).sqrt().to(out.dtype))
+    flat = std <= floor
+    if out.dtype != acc:  # unrounded: (m - mean) / std cancels where the mean is large
+        mean, _, _, std = _forward(use, call, acc).unbind(2)
+    spread = torch.where(flat, 0, grad_std * inverse / std.to(acc)).contiguous()
     return Parts(grad * inverse, mean.to(acc).contiguous(), high, low, first_high, first_low, spread)
 
 

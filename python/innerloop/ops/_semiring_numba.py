@@ -152,10 +152,10 @@ def _compile(add: Callable, mul: Callable, in_place: bool) -> Callable:
         for i in range(count):
             x, w, e = value[src[due[i]]], weight[due[i]], np.int32(due[i])
             for c in range(len(row)):
-                new = plus(row[c], times(x[c], w))
-                take = new != row[c]
+                old = row[c]
+                row[c] = plus(old, times(x[c], w))
+                take = row[c] != old  # as stored: a literal in a user's function makes the sum float64
                 edges[c] = e if take else edges[c]
-                row[c] = new
                 changed |= take
         return changed
 

@@ -55,8 +55,9 @@ def relational_spmm(
             "pna": mean, max, min and standard deviation in one pass; or an :class:`Aggregate` of your own functions.
         mul: ⊗. "mul" (DistMult), "add" (TransE), "rotate" (RotatE; channels [0, d/2) are the real part), "min",
             or "and" (1 where both are non-zero); or a :class:`Message` of your own functions. Functions are compiled
-            into the loop by numba: float32 and float64 on the CPU, not under torch.compile; a built-in sum beside a
-            Message is "sum", "mean", "max" or "min", a built-in product beside an Aggregate "mul" or "add".
+            into the loop by numba: float32 and float64 on the CPU, not under torch.compile or torch.func. A built-in
+            sum beside a Message is "sum", "mean", "max" or "min", a built-in product beside an Aggregate is "mul" or
+            "add".
         boundary: like `input`; one more message to each node, counted by "mean" and "pna".
         edge_weight: (E,) in the order of `graph.edge_index`. Default: `graph.edge_weight`, or 1.
 
@@ -111,6 +112,9 @@ def relational_spmm(
     return out.squeeze(1) if flat else out
 
 
+# Read when the module is: torch.compile cannot trace a look into the environment and at what is installed.
+_GPU_KERNELS = gpu_kernels()
+
 _forward = define(
     "relational_spmm(Tensor csr, Tensor relation, Tensor input, Tensor? boundary, Tensor? edge_weight, "
     "int sum, int mul) -> Tensor"
@@ -124,7 +128,7 @@ _backward = define(
 
 def _has_kernel(graph, relation, input, boundary, edge_weight, mul) -> bool:
     """Whether tensors of this device have a kernel; on a GPU after the checks that the binding makes on the CPU."""
-    if not input.is_cuda or gpu_kernels() is None:
+    if not input.is_cuda or _GPU_KERNELS is None:
         return False
     _check(graph.csr, relation, input, boundary, edge_weight, mul)
     for name, t, rows in (
