@@ -28,6 +28,17 @@ constexpr int64_t kGroup = 6;   // queries of a register tile
 constexpr int64_t kBlock = 64;  // keys
 constexpr double kLog2E = 1.4426950408889634;
 
+// 2^r for r in [-1/2, 1/2], relative error 1.2e-7: minimax of degree 5.
+template <class V>
+IL_INLINE V exp2_part(V r) {
+  V p = V{} + 1.327646863e-03f;
+  p = fma_of(p, r, V{} + 9.675541354e-03f);
+  p = fma_of(p, r, V{} + 5.550713289e-02f);
+  p = fma_of(p, r, V{} + 2.402211973e-01f);
+  p = fma_of(p, r, V{} + 6.931469670e-01f);
+  return fma_of(p, r, V{} + 1.000000072e+00f);
+}
+
 // 2^x for x <= 0; below the smallest normal number 0. NaN stays NaN. About 1e-7 relative.
 template <class V, class A>
 IL_INLINE V exp2_of(V x) {
@@ -38,6 +49,14 @@ IL_INLINE V exp2_of(V x) {
     std::memcpy(&x, lane, sizeof(V));
     return x;
   } else {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(V) == 64) {
+      // At -200 the scale underflows to 0; as the second operand x keeps its NaN.
+      const __m512 c = _mm512_max_ps(_mm512_set1_ps(-200.0f), (__m512)x);
+      const __m512 n = _mm512_roundscale_ps(c, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+      return (V)_mm512_scalef_ps((__m512)exp2_part((V)_mm512_sub_ps(c, n)), n);
+    }
+#endif
     typedef int32_t I __attribute__((vector_size(sizeof(V))));
     const V low = V{} - 126.0f;
     V c = x < low ? low : x;
@@ -46,14 +65,7 @@ IL_INLINE V exp2_of(V x) {
     I k;
     std::memcpy(&k, &n, sizeof(V));
     n -= magic;
-    const V r = c - n;  // in [-1/2, 1/2]
-    V p = V{} + 1.5403530393e-4f;
-    p = fma_of(p, r, V{} + 1.3333558146e-3f);
-    p = fma_of(p, r, V{} + 9.6181291076e-3f);
-    p = fma_of(p, r, V{} + 5.5504108665e-2f);
-    p = fma_of(p, r, V{} + 2.4022650696e-1f);
-    p = fma_of(p, r, V{} + 6.9314718056e-1f);
-    p = fma_of(p, r, V{} + 1.0f);
+    const V p = exp2_part(V(c - n));
     I bits = ((k - 0x4b400000) + 127) << 23;
     V power;
     std::memcpy(&power, &bits, sizeof(V));
