@@ -23,9 +23,10 @@ namespace il {
 namespace IL_ISA {
 namespace {
 
-constexpr int64_t kTile = 24;   // queries
-constexpr int64_t kGroup = 6;   // queries of a register tile
-constexpr int64_t kBlock = 64;  // keys
+constexpr int64_t kTile = 24;          // queries
+constexpr int64_t kBackwardTile = 48;  // more of them share the loads and stores of a key gradient
+constexpr int64_t kGroup = 6;          // queries of a register tile
+constexpr int64_t kBlock = 64;         // keys
 constexpr double kLog2E = 1.4426950408889634;
 
 // 2^r for r in [-1/2, 1/2], relative error 1.2e-7: minimax of degree 5.
@@ -75,13 +76,28 @@ IL_INLINE V exp2_of(V x) {
   }
 }
 
-template <class V, class A>
+// Largest lane, NaN if there is one; by halves.
+template <class A, class V>
 IL_INLINE A max_lanes(const V& v) {
-  A lane[sizeof(V) / sizeof(A)];
-  std::memcpy(lane, &v, sizeof(V));
-  A m = lane[0];
-  for (size_t i = 1; i < sizeof(V) / sizeof(A); ++i) m = nan_max(m, lane[i]);
-  return m;
+  if constexpr (sizeof(V) == 2 * sizeof(A)) {
+    return nan_max(v[0], v[1]);
+  } else {
+    typedef A Half __attribute__((vector_size(sizeof(V) / 2)));
+    Half halves[2];
+    std::memcpy(halves, &v, sizeof(V));
+    return max_lanes<A>(Half(nan_max(halves[0], halves[1])));
+  }
+}
+
+// Whether no lane is greater than the bound; false where one is NaN.
+template <class A, class V>
+IL_INLINE bool none_above(const V& v, const V& bound) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(A) == 4) return _mm512_cmp_ps_mask((__m512)v, (__m512)bound, _CMP_NLE_UQ) == 0;
+#elif defined(__AVX2__)
+  if constexpr (sizeof(A) == 4) return _mm256_movemask_ps(_mm256_cmp_ps((__m256)v, (__m256)bound, _CMP_NLE_UQ)) == 0;
+#endif
+  return max_lanes<A>(v) <= bound[0];
 }
 
 // A small integer hash (two rounds of xor-shift and multiply), the same for a vector of j.
@@ -284,7 +300,7 @@ struct Tile {
   A* scores;   // [kTile][kBlock]
   A* out;      // [kTile][Dp]
   A* top;      // [kTile] largest score
-  A* total;    // [kTile] Σ 2^(score - top)
+  A* total;    // [kTile][lanes] Σ 2^(score - top), by lane
 };
 
 // Keys of the block, relative to its first, that group rows [g, g + rows) of the tile see: the union over the rows.
@@ -333,22 +349,26 @@ void forward_block(const BandAttention& p, const Tile<A>& tile, const Block<A>& 
     gemm<A>({tile.q + g * D, D, 1}, block.k_t + n0, kBlock, s + n0, kBlock, rows, n1 - n0, D, false);
     for (int64_t r = 0; r < rows; ++r, s += kBlock) {
       const int64_t i = tile.first + g + r;
-      if (!span.whole || block.mask != nullptr) {
-        mask_row(s, n0, n1, band.lo(i) - block.first, band.hi(i) - block.first, block.mask);
-      }
       V high = load<V>(s + n0);
-      for (int64_t j = n0 + lanes; j < n1; j += lanes) {
-        const V x = load<V>(s + j);
-        high = x > high ? x : high;
+      if (span.whole && block.mask == nullptr) {
+        for (int64_t j = n0 + lanes; j < n1; j += lanes) {
+          const V x = load<V>(s + j);
+          high = x > high ? x : high;  // a NaN beside numbers is lost here, and comes back in the sum
+        }
+      } else {
+        mask_row(s, n0, n1, band.lo(i) - block.first, band.hi(i) - block.first, block.mask);
+        high = load<V>(s + n0);
+        for (int64_t j = n0 + lanes; j < n1; j += lanes) high = nan_max(high, load<V>(s + j));
       }
       A& top = tile.top[g + r];
-      const A now = max_lanes<V, A>(high);
-      if (!(now <= top)) {  // a NaN comes through
-        const A shrink = exp2_of<V, A>(V{} + (top - now))[0];
-        tile.total[g + r] *= top == -A(INFINITY) ? A(0) : shrink;
+      A* const total = tile.total + (g + r) * lanes;
+      if (!none_above<A>(high, V{} + top)) {
+        const A now = max_lanes<A>(high);
+        const A shrink = top == -A(INFINITY) ? A(0) : exp2_of<V, A>(V{} + (top - now))[0];
+        const V factor = V{} + shrink;
         A* out = tile.out + (g + r) * dp;
-        const V factor = V{} + (top == -A(INFINITY) ? A(0) : shrink);
         for (int64_t c = 0; c < dp; c += lanes) store(out + c, V(load<V>(out + c) * factor));
+        store(total, V(load<V>(total) * factor));
         top = now;
       }
       if (top == -A(INFINITY)) {  // nothing visible yet
@@ -356,13 +376,13 @@ void forward_block(const BandAttention& p, const Tile<A>& tile, const Block<A>& 
         continue;
       }
       const V base = V{} + top;
-      V sum = V{};
+      V sum = load<V>(total);
       for (int64_t j = n0; j < n1; j += lanes) {
         const V w = exp2_of<V, A>(V(load<V>(s + j) - base));
         sum += w;
         store(s + j, w);
       }
-      tile.total[g + r] += sum_lanes<A>(sum);
+      store(total, sum);
       if (p.drop_below > 0) {
         drop(s, n0, n1, hash_first, row_seed(p.seed, tile.b, tile.h, i), p.drop_below, p.keep_factor);
       }
@@ -382,10 +402,10 @@ inline Blocks blocks_of(const Band& band, int64_t first, int64_t last) {
 }
 
 // Most blocks that a tile sees: the slots of a ring.
-int64_t ring_slots(const Band& band, int64_t num_queries) {
+int64_t ring_slots(const Band& band, int64_t num_queries, int64_t tile) {
   int64_t most = 1;
-  for (int64_t i = 0; i < num_queries; i += kTile) {
-    const Blocks blocks = blocks_of(band, i, min64(i + kTile, num_queries) - 1);
+  for (int64_t i = 0; i < num_queries; i += tile) {
+    const Blocks blocks = blocks_of(band, i, min64(i + tile, num_queries) - 1);
     most = max64(most, blocks.to - blocks.from);
   }
   return most;
@@ -404,9 +424,10 @@ void load_queries(const BandAttention& p, const HeadsView& view, int64_t b, int6
 template <class T>
 void forward(const BandAttention& p) {
   using A = typename AccOf<T>::type;
+  constexpr int64_t lanes = Lanes<A>::count;
   const int64_t D = p.dim, dp = padded<A>(D), group = p.heads / p.kv_heads;
   const Band band = {p.low, p.high, p.num_keys}, all = {nullptr, nullptr, p.num_global};
-  const int64_t slots = ring_slots(band, p.num_queries);
+  const int64_t slots = ring_slots(band, p.num_queries, kTile);
   const int64_t tiles = (p.num_queries + kTile - 1) / kTile;
   // Runs of tiles, long against the band that each has to pack again. Rows do not depend on how they are dealt.
   const int64_t heads = p.batch * p.kv_heads;
@@ -420,14 +441,14 @@ void forward(const BandAttention& p) {
                     max64((p.num_global + kBlock - 1) / kBlock, 1), false, nullptr, nullptr);
     ring.start(b, kv);
     globals.start(b, kv);
-    Scratch<A> q(kTile * D), scores(kTile * kBlock), out(kTile * dp), top(kTile), total(kTile);
+    Scratch<A> q(kTile * D), scores(kTile * kBlock), out(kTile * dp), top(kTile), total(kTile * lanes);
     for (int64_t t = task % runs * run; t < min64(task % runs * run + run, tiles); ++t) {
       for (int64_t h = kv * group; h < (kv + 1) * group; ++h) {
         const int64_t first = t * kTile, size = min64(kTile, p.num_queries - first);
         load_queries<T>(p, p.q, b, h, first, size, p.scale * kLog2E, q.get());
         fill(out.get(), kTile * dp, A(0));
         fill(top.get(), kTile, -A(INFINITY));
-        fill(total.get(), kTile, A(0));
+        fill(total.get(), kTile * lanes, A(0));
         const Tile<A> tile = {b, h, first, size, q.data(), scores.get(), out.get(), top.get(), total.get()};
         for (int64_t j = 0; j * kBlock < p.num_global; ++j) {
           forward_block(p, tile, globals.get(j), all, p.num_keys + j * kBlock);
@@ -435,7 +456,7 @@ void forward(const BandAttention& p) {
         const Blocks blocks = blocks_of(band, first, first + size - 1);
         for (int64_t j = blocks.from; j < blocks.to; ++j) forward_block(p, tile, ring.get(j), band, j * kBlock);
         for (int64_t r = 0; r < size; ++r) {
-          const A sum = total.data()[r];
+          const A sum = sum_lanes<A>(load<typename Lanes<A>::type>(total.data() + r * lanes));
           const bool seen = sum != A(0);
           const A inverse = seen ? A(1) / sum : A(0);
           T* to = const_cast<T*>(row_of<T>(p.out, b, h, first + r));
@@ -463,8 +484,8 @@ struct BackwardTile {
   const A* grad_out;  // [size][Dp]
   const A* lse;       // [size], in base 2; +inf for a row that sees nothing
   const A* delta;     // [size], Σ grad_out · out
-  A *weight, *grad;   // [kTile][kBlock]
-  A* grad_q;          // [kTile][Dp]
+  A *weight, *grad;   // [kBackwardTile][kBlock]
+  A* grad_q;          // [kBackwardTile][Dp]
 };
 
 template <class A>
@@ -517,17 +538,19 @@ void backward(const BandAttentionBackward& args) {
   const BandAttention& p = args.forward;
   const int64_t D = p.dim, dp = padded<A>(D), group = p.heads / p.kv_heads;
   const Band band = {p.low, p.high, p.num_keys}, all = {nullptr, nullptr, p.num_global};
-  const int64_t slots = ring_slots(band, p.num_queries), global_slots = max64((p.num_global + kBlock - 1) / kBlock, 1);
-  const int64_t tiles = (p.num_queries + kTile - 1) / kTile, heads = p.batch * p.kv_heads;
+  const int64_t slots = ring_slots(band, p.num_queries, kBackwardTile),
+                global_slots = max64((p.num_global + kBlock - 1) / kBlock, 1);
+  const int64_t tiles = (p.num_queries + kBackwardTile - 1) / kBackwardTile, heads = p.batch * p.kv_heads;
   // A run lasts until the keys of the one before it are out of sight; global keys never are, so there is one run then.
   Scratch<int64_t> ends(tiles + 1);
   int64_t runs = 0;
-  const int64_t least = p.num_global > 0 ? tiles : min64(tiles, 2 * slots * kBlock / kTile + 1);
+  const int64_t least = p.num_global > 0 ? tiles : min64(tiles, 2 * slots * kBlock / kBackwardTile + 1);
   for (int64_t t = 0; t < tiles; ++runs) {
     ends.get()[runs] = t;
-    const int64_t before = t > 0 ? band.hi(t * kTile - 1) + kBlock - 1 : 0;  // blocks below are the previous run's
+    const int64_t before =
+        t > 0 ? band.hi(t * kBackwardTile - 1) + kBlock - 1 : 0;  // blocks below are the previous run's
     t = min64(t + least, tiles);
-    while (t < tiles && band.lo(t * kTile) / kBlock < before / kBlock) ++t;
+    while (t < tiles && band.lo(t * kBackwardTile) / kBlock < before / kBlock) ++t;
   }
   ends.get()[runs] = tiles;
   for (int64_t parity = 0; parity < 2; ++parity) {
@@ -541,13 +564,14 @@ void backward(const BandAttentionBackward& args) {
       ring.num_heads_ = globals.num_heads_ = p.kv_heads;
       ring.start(b, kv);
       globals.start(b, kv);
-      Scratch<A> q(kTile * D), q_rows(kTile * dp), grad_out(kTile * dp), weight(kTile * kBlock), grad(kTile * kBlock);
-      Scratch<A> grad_q(kTile * dp), lse(kTile), delta(kTile);
-      fill(q_rows.get(), kTile * dp, A(0));
-      fill(grad_out.get(), kTile * dp, A(0));
+      Scratch<A> q(kBackwardTile * D), q_rows(kBackwardTile * dp), grad_out(kBackwardTile * dp),
+          weight(kBackwardTile * kBlock), grad(kBackwardTile * kBlock);
+      Scratch<A> grad_q(kBackwardTile * dp), lse(kBackwardTile), delta(kBackwardTile);
+      fill(q_rows.get(), kBackwardTile * dp, A(0));
+      fill(grad_out.get(), kBackwardTile * dp, A(0));
       for (int64_t t = ends.data()[run]; t < ends.data()[run + 1]; ++t) {
         for (int64_t h = kv * group; h < (kv + 1) * group; ++h) {
-          const int64_t first = t * kTile, size = min64(kTile, p.num_queries - first);
+          const int64_t first = t * kBackwardTile, size = min64(kBackwardTile, p.num_queries - first);
           load_queries<T>(p, p.q, b, h, first, size, p.scale * kLog2E, q.get());
           for (int64_t r = 0; r < size; ++r) {
             const T* g = row_of<T>(args.grad_out, b, h, first + r);
@@ -566,7 +590,7 @@ void backward(const BandAttentionBackward& args) {
             const A saved = static_cast<const A*>(p.lse)[(b * p.heads + h) * p.num_queries + first + r];
             lse.get()[r] = saved == -A(INFINITY) ? A(INFINITY) : saved * A(kLog2E);
           }
-          fill(grad_q.get(), kTile * dp, A(0));
+          fill(grad_q.get(), kBackwardTile * dp, A(0));
           const BackwardTile<A> tile = {
               b,          h,           first, size, q.data(), grad_out.data(), lse.data(), delta.data(), weight.get(),
               grad.get(), grad_q.get()};

@@ -369,6 +369,15 @@ def test_nan_reaches_its_queries():
     assert out.isnan().any(-1)[0, 0].nonzero().flatten().tolist() == list(range(90, 111))
 
 
+def test_nan_alone_in_a_window():
+    """A query whose only key is NaN gets NaN, not the 0 of a query without keys."""
+    q, k, v = (torch.randn(1, 1, 50, 8) for _ in range(3))
+    k[0, 0, 20] = torch.nan
+    out, lse = band_attention(q, k, v, left=0, right=0, return_lse=True)
+    assert out.isnan().any(-1)[0, 0].nonzero().flatten().tolist() == [20]
+    assert lse.isnan()[0, 0].nonzero().flatten().tolist() == [20]
+
+
 @pytest.mark.parametrize("scale", [0.0, 1e4, -3.0])
 def test_scale(scale):
     q, k, v = (torch.randn(1, 1, 60, 8, dtype=torch.float64) for _ in range(3))
