@@ -578,3 +578,14 @@ def test_bad_bounds(bounds):
 
 def test_exported():
     assert innerloop.band_attention is band_attention
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_no_global_keys(count):
+    """No index at all, indices that are all -1, and no key they could point at."""
+    q, k, v = (torch.randn(1, 1, 6, 4) for _ in range(3))
+    index = torch.full((1, count), -1)
+    plain = band_attention(q, k, v, left=1, right=1)
+    assert_close(band_attention(q, k, v, left=1, right=1, global_index=index), plain)
+    none = band_attention(q, k[:, :, :0], v[:, :, :0], left=1, right=1, global_index=index)
+    assert none.abs().sum() == 0
