@@ -8,12 +8,16 @@ from torch import Tensor
 
 from .. import _cpu
 from ..reference.band_attention import band_attention as _reference
+from ..system import gpu_kernels
 from ._registry import define, wants_grad, warn_no_kernel
 
 __all__ = ["band_attention"]
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _MAX_DIM = 256
+
+# Read when the module is: torch.compile cannot trace a look into the environment and at what is installed.
+_GPU_KERNELS = gpu_kernels()
 
 
 def band_attention(
@@ -85,22 +89,27 @@ def band_attention(
         q, k, v, residual = (t if t is None else t.transpose(0, 1).unsqueeze(0) for t in (q, k, v, residual))
     low, high = _band(q.shape[2], k.shape[2], left, right, causal, kv_stride, cu_seqlens, q.device)
     global_k = global_v = global_valid = None
-    if global_index is not None:
+    if global_index is not None and global_index.numel() and k.shape[2]:
         global_k, global_v, global_valid, key_valid = _globals(k, v, key_valid, global_index)
     scale = q.shape[3] ** -0.5 if scale is None else float(scale)
     tensors = (q, k, v, low, high, key_valid, global_k, global_v, global_valid, residual)
-    if not q.is_cpu and q.device.type != "meta":
+    if not q.is_cpu and q.device.type != "meta" and not _has_kernel(q):
         out, lse = _plain(*tensors, scale, dropout_p)
     else:
         seed = None
         if dropout_p > 0:
-            seed = torch.randint(2**62, (1,), dtype=torch.int64)
+            # On the device, where reading it does not wait: the call may be captured in a CUDA graph.
+            seed = torch.randint(2**62, (1,), dtype=torch.int64, device=q.device if q.is_cuda else "cpu")
         args = (*tensors, scale, float(dropout_p), seed)
         wanted = wants_grad(q, k, v, global_k, global_v, residual)
         out, lse = _BandAttention.apply(*args) if wanted else _forward(*args)
     if packed:
         out, lse = out.squeeze(0).transpose(0, 1), lse.squeeze(0).transpose(0, 1)
     return (out, lse) if return_lse else out
+
+
+def _has_kernel(q: Tensor) -> bool:
+    return q.is_cuda and _GPU_KERNELS == "triton"
 
 
 def _band(num_queries, num_keys, left, right, causal, kv_stride, cu_seqlens, device) -> tuple[Tensor, Tensor]:
@@ -131,11 +140,8 @@ def _globals(k, v, key_valid, index) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     # The first of equal indices counts.
     again = (index[:, :, None] == index[:, None, :]).tril(-1).any(2)
     there = there & ~again
-    rest = key_valid.clone()
-    rest.scatter_(1, torch.where(index >= 0, at, index.clamp(min=0)), torch.zeros_like(there))
-    # A padded index (-1) was sent to key 0, which may not be global.
-    zero_is_global = (index == 0).any(1)
-    rest[:, 0] = key_valid[:, 0] & ~zero_is_global
+    rest = key_valid.scatter(1, at, torch.zeros_like(there))
+    rest[:, 0] = key_valid[:, 0] & ~(index == 0).any(1)  # where an index of -1 was sent
     at = at[:, None, :, None].expand(-1, k.shape[1], -1, k.shape[3])
     return k.gather(2, at), v.gather(2, at), there, rest
 
@@ -181,6 +187,9 @@ def _check(q, k, v, left, right, scale, key_valid, cu_seqlens, global_index, kv_
     if scale is not None and not abs(scale) < float("inf"):
         raise ValueError(f"{op}: scale is {scale!r}, expected a finite number")
     num_keys = k.shape[0] if rank == 3 else k.shape[2]
+    for name, t in (("key_valid", key_valid), ("global_index", global_index)):
+        if t is not None and t.device != q.device:
+            raise ValueError(f"{op}: {name} is on {t.device}, expected {q.device} like q")
     if key_valid is not None:
         if cu_seqlens is not None:
             raise ValueError(f"{op}: key_valid is given with cu_seqlens, expected one of them")
@@ -260,6 +269,13 @@ def _(q, *rest):
     return out, lse
 
 
+@_forward.cuda
+def _(*args):
+    from . import _band_attention_triton as gpu
+
+    return gpu.forward(*args)
+
+
 @_forward.fake
 def _(q, *rest):
     return q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=_accumulator(q.dtype))
@@ -276,6 +292,13 @@ def _(grad_out, grad_lse, out, lse, q, k, v, low, high, key_valid, global_k, glo
         *_operands(q, k, v, low, high, key_valid, global_k, global_v, *rest),
     )  # fmt: skip
     return tuple(g.to(q.dtype) for g in (grad_q, *grads))
+
+
+@_backward.cuda
+def _(*args):
+    from . import _band_attention_triton as gpu
+
+    return gpu.backward(*args)
 
 
 @_backward.fake
