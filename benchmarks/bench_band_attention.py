@@ -121,7 +121,7 @@ def call_of(function: Attention, tensors: list[Tensor], grad: Tensor, backward: 
 def test_band_attention(length, direction, quick, compare):
     length = 1024 if quick else length
     backward = direction != "forward"
-    tensors = [torch.randn(1, H, length, D, requires_grad=True) for _ in range(3)]
+    tensors = [torch.randn(1, H, length, D, requires_grad=backward) for _ in range(3)]
     grad = torch.randn(1, H, length, D)
     functions: dict[str, Attention | None] = {
         OURS: ours,
