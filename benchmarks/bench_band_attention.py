@@ -41,12 +41,13 @@ def chunked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     pad = blocks * RADIUS - length
     q, k, v = (torch.nn.functional.pad(t, (0, 0, 0, pad)) for t in (q, k, v))
     k, v = (torch.nn.functional.pad(t, (0, 0, RADIUS, RADIUS)).unfold(2, 3 * RADIUS, RADIUS) for t in (k, v))
-    q = q.view(1, H, blocks, RADIUS, D)
+    # Blocks as the batch: torch's fused attention takes four dimensions.
+    q, k, v = (t.movedim(2, 1)[0] for t in (q.view(1, H, blocks, RADIUS, D), k.transpose(-1, -2), v.transpose(-1, -2)))
     query, key = torch.arange(RADIUS)[:, None], torch.arange(3 * RADIUS) - RADIUS
     start = torch.arange(blocks)[:, None, None] * RADIUS
     seen = ((query - key).abs() <= RADIUS) & (start + key >= 0) & (start + key < length)
-    out = scaled_dot_product_attention(q, k.transpose(-1, -2), v.transpose(-1, -2), attn_mask=seen)
-    return out.reshape(1, H, blocks * RADIUS, D)[:, :, :length]
+    out = scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None])  # (blocks, H, RADIUS, D)
+    return out.transpose(0, 1).reshape(1, H, blocks * RADIUS, D)[:, :, :length]
 
 
 def longformer() -> Attention | None:

@@ -589,6 +589,11 @@ void backward(const BandAttentionBackward& args) {
             delta.get()[r] = sum;
             const A saved = static_cast<const A*>(p.lse)[(b * p.heads + h) * p.num_queries + first + r];
             lse.get()[r] = saved == -A(INFINITY) ? A(INFINITY) : saved * A(kLog2E);
+            if (saved == -A(INFINITY)) {  // saw nothing: whatever its row holds, weights of 0 must not meet NaN
+              delta.get()[r] = A(0);
+              fill(grad_out.get() + r * dp, dp, A(0));
+              fill(q_rows.get() + r * dp, dp, A(0));
+            }
           }
           fill(grad_q.get(), kBackwardTile * dp, A(0));
           const BackwardTile<A> tile = {

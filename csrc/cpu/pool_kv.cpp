@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Pooling of keys or values along the sequence: windows of `kernel` tokens, `stride` apart, mean, maximum or LDConv:
-//   δ_m = softmax over valid u of W_u · x_{c(m)},  out_m = Σ_u δ_{m,u} x_{t_u},  c(m) the window's middle token
+//   δ_m = softmax over valid u of W_u · x_{c(m)},  out_m = Σ_u δ_{m,u} x_{t_u},  c(m) the window's middle token that
+//   counts
 // Taps beyond the sequence or on padding take no part. A window without a tap gives 0.
 //
 // One pass: kernel / stride reads of x, one write of the result; LDConv 4 · kernel · D FLOPs an entry. The backward
@@ -31,7 +32,13 @@ struct Window {
                    : static_cast<const T*>(args.weight) + (args.weight_per_head ? h * args.kernel * args.dim : 0)) {}
 
   int64_t first(int64_t m) const { return m * p.stride - max64(0, (p.kernel - p.stride) / 2); }
-  int64_t middle(int64_t m) const { return min64(max64(first(m) + p.kernel / 2, 0), p.num_tokens - 1); }
+  // Token of the middle tap, or of the last before it that counts, or else of the first behind it; there is one.
+  int64_t middle(int64_t m) const {
+    int64_t u = p.kernel / 2;
+    while (u >= 0 && !counts(first(m) + u)) --u;
+    for (u = u < 0 ? p.kernel / 2 + 1 : u; u < p.kernel && !counts(first(m) + u);) ++u;
+    return first(m) + u;
+  }
   const T* row(int64_t t) const { return x + t * p.x.row_stride; }
   bool counts(int64_t t) const { return t >= 0 && t < p.num_tokens && (valid == nullptr || valid[t]); }
 

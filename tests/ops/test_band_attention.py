@@ -4,13 +4,14 @@
 import itertools
 import math
 import random
+import sys
 
 import innerloop
 import pytest
 import torch
 from cases import run_python
 from innerloop import band_attention, pool_kv, pooling_attention, reference
-from innerloop.ops.band_attention import _band, _globals
+from innerloop.ops.band_attention import _globals, band
 from tolerances import assert_close, assert_close_to_truth
 from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -213,7 +214,7 @@ class Problem:
         )  # fmt: skip
 
     def reference(self, q, k, v, residual=None):
-        low, high = _band(q.shape[2], k.shape[2], self.left, self.right, self.causal, self.stride, None, "cpu")
+        low, high = band(q.shape[2], k.shape[2], self.left, self.right, self.causal, self.stride, None, "cpu")
         global_k = global_v = global_valid = None
         valid = self.valid
         if self.index is not None:
@@ -280,9 +281,71 @@ def test_rank_of_windows():
 
 def test_pooled_keys_and_causality():
     """A causal query sees a pooled window only when the whole of it lies at or before the query."""
-    low, high = _band(10, 3, -1, -1, True, 4, None, "cpu")
+    low, high = band(10, 3, -1, -1, True, 4, None, "cpu")
     assert low.tolist() == [0] * 10
     assert high.tolist() == [0, 0, 0, 1, 1, 1, 1, 2, 2, 2]
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(5, 4), (4, 4), (3, 1), (9, 4), (2, 3)])
+@pytest.mark.parametrize("mode", ["mean", "max"])
+def test_causal_pooling_sees_no_future(kernel, stride, mode):
+    q, k, v = (torch.randn(1, 1, 20, 4, dtype=torch.float64) for _ in range(3))
+    options = {"radius": -1, "kernel": kernel, "stride": stride, "mode": mode, "causal": True}
+    before = pooling_attention(q, k, v, **options)
+    assert before.abs().sum() > 0
+    for t in range(20):
+        later = [x.clone() for x in (k, v)]
+        for x in later:
+            x[:, :, t:] += 10
+        assert torch.equal(pooling_attention(q, *later, **options)[:, :, :t], before[:, :, :t])
+
+
+@pytest.mark.parametrize(("kernel", "stride", "length"), [(9, 4, 16), (8, 2, 13), (5, 4, 9)])
+@pytest.mark.parametrize("mode", ["mean", "max", "ldconv"])
+def test_padding_adds_no_pooled_key(kernel, stride, length, mode):
+    q, k, v = (torch.randn(1, 2, 32, 4, dtype=torch.float64) for _ in range(3))
+    k[:, :, length:], v[:, :, length:] = torch.nan, torch.nan
+    weight = torch.randn(kernel, 4, dtype=torch.float64) if mode == "ldconv" else None
+    options = {"radius": 2, "kernel": kernel, "stride": stride, "mode": mode, "weight_k": weight, "weight_v": weight}
+    padded = pooling_attention(q, k, v, key_valid=torch.arange(32)[None] < length, **options)
+    alone = pooling_attention(*(x[:, :, :length] for x in (q, k, v)), **options)
+    assert_close(padded[:, :, :length], alone)
+
+
+@pytest.mark.parametrize("radius", [2**31, 2**62, sys.maxsize])
+def test_huge_radii_are_no_limit(radius):
+    q, k, v = (torch.randn(1, 1, 9, 4) for _ in range(3))
+    for left, right in ((radius, radius), (0, radius), (radius, 2)):
+        limits = (-1 if x == radius else x for x in (left, right))
+        expected = band_attention(q, k, v, **dict(zip(("left", "right"), limits, strict=True)))
+        assert torch.equal(band_attention(q, k, v, left=left, right=right), expected)
+
+
+@pytest.mark.parametrize("size", [1.0, 100.0])
+def test_residual_does_not_disturb_gradients(size):
+    q, k, v, residual = (torch.randn(1, 2, 60, 16).bfloat16() for _ in range(4))
+    grads = []
+    for f in (lambda r: r, lambda r: None):
+        tensors = [t.clone().requires_grad_() for t in (q, k, v)]
+        r = f(residual * size)
+        out = band_attention(*tensors, left=5, right=5, residual=r)
+        grads.append(torch.autograd.grad(out, tensors, torch.ones_like(out)))
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+def test_rows_that_see_nothing_pass_no_nan_on():
+    q, k, v = (torch.randn(1, 1, 40, 8, requires_grad=True) for _ in range(3))
+    valid = torch.arange(40)[None] >= 20
+    out, lse = band_attention(q, k, v, left=2, right=2, key_valid=valid, return_lse=True)
+    blind = lse.detach().isinf()
+    grads = torch.autograd.grad([out, lse], [q, k, v], [torch.ones_like(out), torch.where(blind, torch.nan, 1.0)])
+    assert all(bool(g.isfinite().all()) for g in grads)
+
+
+def test_checks_do_not_read_what_has_no_values():
+    q, k, v = (torch.randn(1, 1, 6, 4, device="meta") for _ in range(3))
+    index = torch.zeros(1, 2, dtype=torch.int64, device="meta")
+    assert band_attention(q, k, v, left=1, right=1, global_index=index).shape == q.shape
 
 
 def test_packed_sequences():
@@ -381,7 +444,7 @@ def test_nan_alone_in_a_window():
 @pytest.mark.parametrize("scale", [0.0, 1e4, -3.0])
 def test_scale(scale):
     q, k, v = (torch.randn(1, 1, 60, 8, dtype=torch.float64) for _ in range(3))
-    low, high = _band(60, 60, 9, 9, False, 1, None, "cpu")
+    low, high = band(60, 60, 9, 9, False, 1, None, "cpu")
     expected, _ = reference.band_attention(q, k, v, low, high, scale=scale)
     assert_close(band_attention(q, k, v, left=9, right=9, scale=scale), expected)
 
@@ -438,7 +501,7 @@ def test_dropout_gradients():
         return call(q, k, values, left=9, right=4, dropout_p=0.3)
 
     kept = run(eye, band_attention).detach() != 0
-    low, high = _band(L, L, 9, 4, False, 1, None, "cpu")
+    low, high = band(L, L, 9, 4, False, 1, None, "cpu")
     position = torch.arange(L)
     seen = (position >= low[:, None]) & (position < high[:, None])
     weight = (q @ k.transpose(2, 3) / L**0.5).masked_fill(~seen, -torch.inf).softmax(-1) * kept / 0.7
@@ -454,7 +517,7 @@ def test_dropout_gradients():
 
 def sample_calls():
     q, k, v = (torch.randn(2, 2, 30, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
-    low, high = _band(30, 30, 4, 4, False, 1, None, "cpu")
+    low, high = band(30, 30, 4, 4, False, 1, None, "cpu")
     valid = torch.rand(2, 30) > 0.2
     extra = [torch.randn(2, 2, 3, 8, dtype=torch.float64) for _ in range(2)]
     return [
@@ -548,6 +611,7 @@ BAD = [
     ({"kv_stride": 0}, ValueError, "kv_stride is 0"),
     ({"dropout_p": 1.0}, ValueError, "dropout_p is 1.0"),
     ({"scale": math.nan}, ValueError, "scale is nan"),
+    ({"scale": torch.ones(())}, TypeError, "scale is a tensor"),
     ({"q": WIDE, "k": WIDE, "v": WIDE}, ValueError, "257 channels"),
     ({"q": ONES.long()}, TypeError, "q has dtype torch.int64"),
     ({"q": [1]}, TypeError, "q is list, expected a tensor"),

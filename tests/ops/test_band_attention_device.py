@@ -74,7 +74,7 @@ def check(tensors, options):
 
 def test_drops_the_weights_that_the_cpu_drops():
     q, k, v, _ = operands(L=300, dtype=torch.float64)
-    low, high = ops._band(300, 300, 20, 20, False, 1, None, "cpu")
+    low, high = ops.band(300, 300, 20, 20, False, 1, None, "cpu")
     args = q, k, v, low, high, *(None,) * 5, 0.125, 0.3, torch.tensor([2**61 + 5])
     there = [a.cuda() if isinstance(a, torch.Tensor) else a for a in args]
     out, lse = torch.ops.innerloop.band_attention(*args)
@@ -96,7 +96,7 @@ def test_same_bits_in_every_run():
 
 def test_cuda_graph():
     q, k, v, _ = (t.cuda() for t in operands(dtype=torch.float16))
-    low, high = ops._band(700, 700, 50, 50, False, 1, None, "cuda")
+    low, high = ops.band(700, 700, 50, 50, False, 1, None, "cuda")
     args = q, k, v, low, high, *(None,) * 5, 0.125, 0.0, None
 
     def run():

@@ -42,7 +42,7 @@ def arguments(
         return torch.randn(*shape, dtype=torch.float64).to(dtype)
 
     bounds = None if lengths is None else torch.tensor([0, *lengths]).cumsum(0)
-    low, high = ops._band(Lq, Lk, left, right, causal, stride, bounds, "cpu")
+    low, high = ops.band(Lq, Lk, left, right, causal, stride, bounds, "cpu")
     valid = torch.rand(B, Lk) > 0.3 if pad else None
     extra = (randn(B, Hkv, G, D), randn(B, Hkv, G, D), torch.rand(B, G) > 0.3) if G else (None,) * 3
     seed = torch.tensor([2**61 + 12345678901]) if dropout_p else None
@@ -178,7 +178,7 @@ def test_offsets_above_32_bits(tmp_path):
     k = memory.as_strided((1, 1, L, 8), (0, 0, stride, 1))
     k[:, :, -8:] = torch.randn(1, 1, 8, 8)
     q = torch.randn(1, 1, 4, 8, dtype=torch.float16)
-    low, high = ops._band(4, L, 3, 0, False, 1, None, "cpu")
+    low, high = ops.band(4, L, 3, 0, False, 1, None, "cpu")
     options = *(None,) * 5, 0.3, 0.0, None
     out, _ = launch.forward(q, k, k, low, high, *options)
     last = k[:, :, -8:].contiguous()
@@ -258,7 +258,7 @@ import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 from innerloop.ops import _band_attention_triton as launch
-from innerloop.ops.band_attention import _band
+from innerloop.ops.band_attention import band
 
 class Driver:
     get_current_device = get_current_stream = lambda *_: 0
@@ -269,7 +269,7 @@ triton.runtime.driver.set_active(Driver())
 JITFunction.run = lambda *args, **options: made.append(run(*args, **options | {"warmup": True}))
 q = torch.randn(2, 50, 4, 40, dtype=torch.bfloat16).transpose(1, 2)
 k = torch.randn(2, 1, 50, 40, dtype=torch.bfloat16)
-low, high = _band(50, 50, 3, 3, False, 1, None, "cpu")
+low, high = band(50, 50, 3, 3, False, 1, None, "cpu")
 valid = torch.ones(2, 50, dtype=torch.bool)
 args = q, k, k, low, high, valid, k, k, valid, q, 0.2, 0.6, torch.tensor([1])
 out, lse = launch.forward(*args)

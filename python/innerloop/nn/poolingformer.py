@@ -124,7 +124,7 @@ class SlidingWindowAttention(nn.Module):
         new.derive_from_level1()
         for name in _GLOBAL if new.global_tokens else ():
             _copy(getattr(module, name), getattr(new, name))
-        return new
+        return new.train(module.training)
 
     def forward(self, x: Tensor, key_valid: Tensor | None = None, global_index: Tensor | None = None) -> Tensor:
         global_index = self._check(x, key_valid, global_index)
@@ -310,30 +310,17 @@ class PoolingAttention(SlidingWindowAttention):
         if self.pooling == "none":
             return self._project("key", source), self._project("value", source), key_valid
         grid = {"kernel": self.kernel, "stride": self.stride, "mode": self.pooling, "valid": key_valid}
-        valid = None if key_valid is None else self._entries(key_valid)
+        valid = None if key_valid is None else pooled_valid(key_valid, self.kernel, self.stride)
         if self.pooling == "mean":
             # The weights of a mean add up to 1, so it commutes with a linear map and its bias. The two tensors that
             # pool_kv takes are the two halves of the heads.
             halves = split_heads(source, self.heads).tensor_split(2, dim=1)
             source = merge_heads(torch.cat(pool_kv(*halves, **grid), dim=1))
             return self._project("key", source), self._project("value", source), valid
-        if self.pooling == "ldconv" and key_valid is not None:
-            # The middle of a window decides its weights, even where it is padding. pool_kv clamps it to the last token
-            # of a sequence, so here too padding must repeat that.
-            source = _repeat_last(source, key_valid)
         k, v = self._project("key", source), self._project("value", source)
         if self.pooling == "ldconv":
             grid |= {"weight_k": self.weight_k.to(k.dtype), "weight_v": self.weight_v.to(v.dtype)}
         return *pool_kv(k, v, **grid), valid
-
-    def _entries(self, key_valid: Tensor) -> Tensor:
-        """bool (B, M): entries that hold a token, and that the sequence has without the padding around it too.
-
-        Where kernel > stride, a window of the padding may reach into the text.
-        """
-        own = pooled_valid(key_valid, self.stride, self.stride)
-        between = (own.cumsum(1) > 0) & (own.flip(1).cumsum(1).flip(1) > 0)
-        return pooled_valid(key_valid, self.kernel, self.stride) & between
 
     def _append_globals(self, k, v, valid, source, key_valid, global_index):
         """The global tokens as further keys, and their positions among them."""
@@ -422,14 +409,6 @@ def _each_once(index: Tensor, key_valid: Tensor | None) -> tuple[Tensor, Tensor]
     at = index.clamp(min=0)
     counts = (index >= 0) & ~(index[:, :, None] == index[:, None, :]).tril(-1).any(2)
     return at, counts if key_valid is None else counts & key_valid.gather(1, at)
-
-
-def _repeat_last(x: Tensor, valid: Tensor) -> Tensor:
-    """(B, L, d), each row of padding replaced by the last valid one before it, or where there is none, after it."""
-    position = torch.arange(x.shape[1], device=x.device)
-    last = torch.where(valid, position, -1).cummax(1).values
-    following = torch.where(valid, position, x.shape[1] - 1).flip(1).cummin(1).values.flip(1)
-    return _take(x, torch.where(last < 0, following, last))
 
 
 def _is_radius(value: object) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from .. import _cpu
 from ..reference.band_attention import band_attention as _reference
@@ -15,6 +16,7 @@ __all__ = ["band_attention"]
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _MAX_DIM = 256
+_FAR = 2**32  # a radius beyond any sequence; larger ones would overflow
 
 # Read when the module is: torch.compile cannot trace a look into the environment and at what is installed.
 _GPU_KERNELS = gpu_kernels()
@@ -52,7 +54,7 @@ def band_attention(
         k, v: (B, Hkv, Lk, D), or (T, Hkv, D); Hkv divides H, and each key head serves H / Hkv neighbouring query heads.
         left, right: at least 0, or -1 for no limit.
         causal: no key after the query's own position; with kv_stride > 1 only pooled windows [m·s, m·s + s) that lie
-            at or before the query.
+            at or before the query (`pooling_attention` also counts what a window reaches to beyond its stride).
         scale: of the scores. Default: 1 / sqrt(D).
         key_valid: bool (B, Lk), False for padding. A query that sees no key gets 0, lse -inf and no gradient.
         cu_seqlens: integers (N + 1,), 0 = first, never falling, last = T: several sequences one after another, which do
@@ -87,7 +89,17 @@ def band_attention(
     _check(q, k, v, left, right, scale, key_valid, cu_seqlens, global_index, kv_stride, dropout_p, residual)
     if packed:
         q, k, v, residual = (t if t is None else t.transpose(0, 1).unsqueeze(0) for t in (q, k, v, residual))
-    low, high = _band(q.shape[2], k.shape[2], left, right, causal, kv_stride, cu_seqlens, q.device)
+    low, high = band(q.shape[2], k.shape[2], left, right, causal, kv_stride, cu_seqlens, q.device)
+    out, lse = attend(q, k, v, low, high, scale, key_valid, global_index, dropout_p, residual)
+    if packed:
+        out, lse = out.squeeze(0).transpose(0, 1), lse.squeeze(0).transpose(0, 1)
+    return (out, lse) if return_lse else out
+
+
+def attend(
+    q, k, v, low, high, scale=None, key_valid=None, global_index=None, dropout_p=0.0, residual=None
+) -> tuple[Tensor, Tensor]:
+    """out and lse of checked arguments, (B, H, L, D), for the keys [low, high) of each query."""
     global_k = global_v = global_valid = None
     if global_index is not None and global_index.numel() and k.shape[2]:
         global_k, global_v, global_valid, key_valid = _globals(k, v, key_valid, global_index)
@@ -101,19 +113,27 @@ def band_attention(
             # On the device, where reading it does not wait: the call may be captured in a CUDA graph.
             seed = torch.randint(2**62, (1,), dtype=torch.int64, device=q.device if q.is_cuda else "cpu")
         args = (*tensors, scale, float(dropout_p), seed)
-        wanted = wants_grad(q, k, v, global_k, global_v, residual)
-        out, lse = _BandAttention.apply(*args) if wanted else _forward(*args)
-    if packed:
-        out, lse = out.squeeze(0).transpose(0, 1), lse.squeeze(0).transpose(0, 1)
-    return (out, lse) if return_lse else out
+        if wants_grad(q, k, v, global_k, global_v, residual):
+            # The backward pass needs the result alone; subtracting the residual from a rounded sum would lose it.
+            out, lse = _BandAttention.apply(*tensors[:-1], None, scale, float(dropout_p), seed)
+            out = out if residual is None else out + residual
+        else:
+            out, lse = _forward(*args)
+    return out, lse
 
 
 def _has_kernel(q: Tensor) -> bool:
     return q.is_cuda and _GPU_KERNELS == "triton"
 
 
-def _band(num_queries, num_keys, left, right, causal, kv_stride, cu_seqlens, device) -> tuple[Tensor, Tensor]:
-    """Keys [low, high) of each query, int32 (Lq,): neither ever falls."""
+def band(
+    num_queries, num_keys, left, right, causal, kv_stride, cu_seqlens, device, overhang=0
+) -> tuple[Tensor, Tensor]:
+    """Keys [low, high) of each query, int32 (Lq,): neither ever falls.
+
+    overhang: tokens behind its stride that a pooled key reaches to; they count under `causal`.
+    """
+    left, right = min(left, _FAR), min(right, _FAR)
     i = torch.arange(num_queries, device=device)
     own = i // kv_stride if kv_stride > 1 else i + (num_keys - num_queries)
     first, end = torch.zeros_like(i), torch.full_like(i, num_keys)
@@ -124,8 +144,8 @@ def _band(num_queries, num_keys, left, right, causal, kv_stride, cu_seqlens, dev
     low = first if left < 0 else torch.maximum(first, own - left)
     high = end if right < 0 else torch.minimum(end, own + right + 1)
     if causal:
-        # A pooled key is complete at its last token, m·s + s - 1.
-        high = torch.minimum(high, (i + 1) // kv_stride if kv_stride > 1 else own + 1)
+        # A pooled key is complete at its last token, m·s + s - 1 + overhang.
+        high = torch.minimum(high, own + 1 if kv_stride == 1 and not overhang else (i + 1 - overhang) // kv_stride)
     low, high = low.clamp(0, num_keys), high.clamp(0, num_keys)
     return low.to(torch.int32), torch.maximum(high, low).to(torch.int32)
 
@@ -184,6 +204,8 @@ def _check(q, k, v, left, right, scale, key_valid, cu_seqlens, global_index, kv_
         raise ValueError(f"{op}: kv_stride is {kv_stride!r}, expected an int of at least 1")
     if not 0 <= dropout_p < 1:
         raise ValueError(f"{op}: dropout_p is {dropout_p!r}, expected a number in [0, 1)")
+    if isinstance(scale, Tensor):
+        raise TypeError(f"{op}: scale is a tensor, expected a number (it gets no gradient); multiply q by it")
     if scale is not None and not abs(scale) < float("inf"):
         raise ValueError(f"{op}: scale is {scale!r}, expected a finite number")
     num_keys = k.shape[0] if rank == 3 else k.shape[2]
@@ -207,6 +229,15 @@ def _check(q, k, v, left, right, scale, key_valid, cu_seqlens, global_index, kv_
         _check_bounds(op, cu_seqlens, q.shape[0])
 
 
+def _readable(t: Tensor) -> bool:
+    """Whether the values can be looked at: not while traced, batched or captured, nor where there are none."""
+    if torch.compiler.is_compiling() or t.is_meta or isinstance(t, FakeTensor):
+        return False
+    if torch._C._functorch.is_functorch_wrapped_tensor(t) or torch._C._get_tracing_state() is not None:
+        return False
+    return not (t.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
 def _check_global(op: str, index: Tensor, cu_seqlens: Tensor | None, batch: int, num_keys: int) -> None:
     if cu_seqlens is not None:
         raise ValueError(f"{op}: global_index is given with cu_seqlens, expected one of them")
@@ -215,9 +246,7 @@ def _check_global(op: str, index: Tensor, cu_seqlens: Tensor | None, batch: int,
             f"{op}: global_index is {index.dtype} of shape {tuple(index.shape)}, expected torch.int64 of shape "
             f"({batch}, G)"
         )
-    if torch.compiler.is_compiling():
-        return
-    if index.numel() and (int(index.min()) < -1 or int(index.max()) >= num_keys):
+    if _readable(index) and index.numel() and (int(index.min()) < -1 or int(index.max()) >= num_keys):
         bad = index[(index < -1) | (index >= num_keys)][0]
         raise ValueError(f"{op}: global_index holds {int(bad)}, expected positions in [0, {num_keys}), or -1")
 
@@ -227,7 +256,7 @@ def _check_bounds(op: str, bounds: Tensor, total: int) -> None:
         raise ValueError(
             f"{op}: cu_seqlens is {bounds.dtype} of shape {tuple(bounds.shape)}, expected integers of shape (N + 1,)"
         )
-    if torch.compiler.is_compiling():
+    if not _readable(bounds):
         return
     if int(bounds[0]) != 0 or int(bounds[-1]) != total or bool((bounds.diff() < 0).any()):
         raise ValueError(f"{op}: cu_seqlens is {bounds.tolist()[:8]}…, expected 0 first, {total} last, never falling")
@@ -358,7 +387,12 @@ def _plain(q, k, v, low, high, key_valid, global_k, global_v, global_valid, resi
     if dropout_p:
         raise NotImplementedError(f"band_attention: dropout_p is {dropout_p}, expected 0 on {q.device.type} tensors")
     warn_no_kernel("band_attention", q.device.type)
-    return _reference(
-        q, k, v, low, high, scale=scale, key_valid=key_valid, global_k=global_k, global_v=global_v,
+    acc = _accumulator(q.dtype)
+    q_, k_, v_, global_k, global_v, residual = (
+        None if t is None else t.to(acc) for t in (q, k, v, global_k, global_v, residual)
+    )
+    out, lse = _reference(
+        q_, k_, v_, low, high, scale=scale, key_valid=key_valid, global_k=global_k, global_v=global_v,
         global_valid=global_valid, residual=residual,
     )  # fmt: skip
+    return out.to(q.dtype), lse

@@ -11,7 +11,8 @@ from torch import Tensor
 from .. import _cpu
 from ..reference.pool_kv import pool_kv as _reference
 from ._registry import define, wants_grad, warn_no_kernel
-from .band_attention import band_attention
+from .band_attention import _check as _check_attention
+from .band_attention import attend, band
 
 __all__ = ["pool_kv", "pooled_valid", "pooling_attention"]
 
@@ -41,7 +42,10 @@ def pool_kv(
     |---|---|
     | "mean" | mean of x[t_u] |
     | "max" | maximum by channel; its gradient goes to the first token that attains it |
-    | "ldconv" | Σ_u δ_u x[t_u], δ = softmax_u(weight[u] · x[c]), c the middle token, clamped to the sequence |
+    | "ldconv" | Σ_u δ_u x[t_u], δ = softmax_u(weight[u] · x[c]) |
+
+    c is the middle token, u = ⌊kernel / 2⌋, or where that takes no part the last before it that does, else the first
+    behind it.
 
     Args:
         k, v: (B, H, L, D). float32, float64, bfloat16 or float16.
@@ -76,10 +80,19 @@ def pool_kv(
 
 
 def pooled_valid(valid: Tensor, kernel: int, stride: int) -> Tensor:
-    """bool (B, ⌈L / stride⌉): which pooled entries hold any of the valid tokens of bool (B, L)."""
+    """bool (B, ⌈L / stride⌉): which pooled entries count, for the valid tokens of bool (B, L).
+
+    Those that hold a valid token, but for windows of the padding before or behind a text that reach into it: the text
+    alone does not have them.
+    """
+    own = _hold_a_token(valid, stride, stride)
+    between = (own.cumsum(1) > 0) & (own.flip(1).cumsum(1).flip(1) > 0)
+    return _hold_a_token(valid, kernel, stride) & between
+
+
+def _hold_a_token(valid: Tensor, kernel: int, stride: int) -> Tensor:
     length = valid.shape[1]
-    pooled = -(-length // stride)
-    first = torch.arange(pooled, device=valid.device) * stride - max(0, (kernel - stride) // 2)
+    first = torch.arange(-(-length // stride), device=valid.device) * stride - max(0, (kernel - stride) // 2)
     token = first[:, None] + torch.arange(kernel, device=valid.device)
     inside = (token >= 0) & (token < length)
     return (valid[:, token.clamp(0, max(length - 1, 0))] & inside).any(-1)
@@ -113,7 +126,8 @@ def pooling_attention(
         kernel, stride, mode, weight_k, weight_v: see :func:`pool_kv`.
         key_valid: bool (B, L), False for padding.
         residual: (B, H, L, D), level 1's output y, added in the same pass.
-        causal, scale, dropout_p, return_lse: see :func:`band_attention`.
+        causal: only entries all of whose window lies at or before the query.
+        scale, dropout_p, return_lse: see :func:`band_attention`.
 
     Returns:
         (B, H, L, D); with `return_lse` also (B, H, L).
@@ -125,11 +139,15 @@ def pooling_attention(
     pooled_k, pooled_v = pool_kv(
         k, v, kernel=kernel, stride=stride, mode=mode, weight_k=weight_k, weight_v=weight_v, valid=key_valid
     )
-    return band_attention(
-        q, pooled_k, pooled_v, left=radius, right=radius, causal=causal, scale=scale, kv_stride=stride,
-        key_valid=None if key_valid is None else pooled_valid(key_valid, kernel, stride), dropout_p=dropout_p,
-        residual=residual, return_lse=return_lse,
-    )  # fmt: skip
+    options = {"key_valid": None if key_valid is None else pooled_valid(key_valid, kernel, stride)}
+    options |= {"dropout_p": dropout_p, "residual": residual}
+    _check_attention(
+        q, pooled_k, pooled_v, radius, radius, scale, options["key_valid"], None, None, stride, dropout_p, residual
+    )
+    overhang = max(0, kernel - max(0, (kernel - stride) // 2) - stride)
+    low, high = band(q.shape[2], pooled_k.shape[2], radius, radius, causal, stride, None, q.device, overhang)
+    out, lse = attend(q, pooled_k, pooled_v, low, high, scale, **options)
+    return (out, lse) if return_lse else out
 
 
 def _check(name: str, x: Tensor, weight: Tensor | None, valid: Tensor | None, kernel: int, mode: str) -> None:

@@ -35,7 +35,11 @@ def pool_kv(
         return torch.where(some, taps.masked_fill(~counts, -torch.inf).amax(3), 0)
     if mode == "mean":
         return taps.masked_fill(~counts, 0).sum(3) / counts.sum(3).clamp(min=1)
-    center = x[:, :, (first + kernel // 2).clamp(0, max(length - 1, 0))]  # (B, H, M, D)
+    # The middle tap, or the last before it that counts, or else the first behind it.
+    u, middle = torch.arange(kernel, device=x.device), kernel // 2
+    rank = torch.where(u <= middle, u + kernel, middle - u).masked_fill(~counts[..., 0], -2 * kernel)
+    chosen = rank.argmax(-1)[..., None, None].expand(-1, x.shape[1], -1, 1, x.shape[3])
+    center = taps.masked_fill(~counts, 0).gather(3, chosen).squeeze(3)  # (B, H, M, D)
     weight = weight if weight.dim() == 3 else weight.expand(x.shape[1], -1, -1)
     logit = torch.einsum("bhmd,hud->bhmu", center, weight)[..., None].masked_fill(~counts, -torch.inf)
     share = torch.where(some[..., None], logit, 0).softmax(3)
