@@ -2,10 +2,10 @@
 """Data set readers and the small data sets that ship with the package."""
 
 from innerloop.data.biokg import read_biokg
+from innerloop.data.find import find_dataset
 from innerloop.data.kg import (
     KnowledgeGraph,
     Split,
-    find_dataset,
     load_embedded,
     read_kg,
     read_triples,

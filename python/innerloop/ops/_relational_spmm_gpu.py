@@ -14,9 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ..system import gpu_kernels
-
-__all__ = ["Call", "Kernels", "Order", "Parts", "backward", "forward", "kernels"]
+__all__ = ["Call", "Kernels", "Order", "Parts", "backward", "forward"]
 
 SPLIT = 512  # edges of one task; a longer row is worked on in pieces
 MEAN, MAX, MIN, LOGSUMEXP, OR, PNA = 1, 2, 3, 4, 5, 6
@@ -165,17 +163,6 @@ class Kernels(Protocol):
 
     def weight_grad(self, call: Call, parts: Parts) -> Tensor:
         """(E,) in the order of `edge_index`."""
-
-
-def kernels() -> Kernels:
-    """The implementation asked for by INNERLOOP_GPU."""
-    if gpu_kernels() == "cuda":
-        from ._relational_spmm_cuda import CudaKernels
-
-        return CudaKernels()
-    from ._relational_spmm_triton import TritonKernels
-
-    return TritonKernels()
 
 
 def forward(use: Kernels, csr, relation, input, boundary, edge_weight, sum, mul) -> Tensor:

@@ -217,11 +217,22 @@ def _(csr, relation, input, boundary, edge_weight, sum, mul):
     return out
 
 
+def _gpu_implementation():
+    """The one asked for by INNERLOOP_GPU; imported when first used, for Triton takes a second."""
+    if _GPU_KERNELS == "cuda":
+        from ._relational_spmm_cuda import CudaKernels
+
+        return CudaKernels()
+    from ._relational_spmm_triton import TritonKernels
+
+    return TritonKernels()
+
+
 @_forward.cuda
 def _(csr, relation, input, boundary, edge_weight, sum, mul):
     from . import _relational_spmm_gpu as gpu
 
-    return gpu.forward(gpu.kernels(), csr, relation, input, boundary, edge_weight, sum, mul)
+    return gpu.forward(_gpu_implementation(), csr, relation, input, boundary, edge_weight, sum, mul)
 
 
 @_forward.fake
@@ -257,7 +268,7 @@ def _(grad_out, out, csr, relation, input, boundary, edge_weight, sum, mul, weig
     from . import _relational_spmm_gpu as gpu
 
     return gpu.backward(
-        gpu.kernels(), grad_out, out, csr, relation, input, boundary, edge_weight, sum, mul, weight_grad
+        _gpu_implementation(), grad_out, out, csr, relation, input, boundary, edge_weight, sum, mul, weight_grad
     )
 
 

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 import torch
 
-from innerloop.data.kg import Split, find_dataset
+from innerloop.data.find import find_dataset
+from innerloop.data.kg import Split
 from innerloop.graph import RelGraph
 from innerloop.recipes.nbfnet.config import Config
 from innerloop.recipes.nbfnet.run import load_checkpoint

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from innerloop.data.kg import KnowledgeGraph, choose_dataset, find_dataset
+from innerloop.data.find import choose_dataset, find_dataset
+from innerloop.data.kg import KnowledgeGraph
 from innerloop.nn._checkpoint import read_checkpoint
 from innerloop.recipes.nbfnet.config import PUBLISHED, Config, make_config
 

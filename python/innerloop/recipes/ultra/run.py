@@ -9,7 +9,8 @@ from typing import Any, Literal
 import torch
 from tqdm.auto import tqdm
 
-from innerloop.data.kg import KnowledgeGraph, Split, choose_dataset
+from innerloop.data.find import choose_dataset
+from innerloop.data.kg import KnowledgeGraph, Split
 from innerloop.graph import RelGraph
 from innerloop.nn.ultra import Ultra, relation_graph
 from innerloop.recipes.nbfnet.config import Config
