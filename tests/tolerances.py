@@ -33,6 +33,17 @@ TABLE = {
     "ppr": {torch.float64: (1e-6, 1e-9)},
     # Two kernels that sum in different orders, each rounding its gradient to the half type.
     "triton_gradients": {torch.float32: (1e-5, 1e-5), torch.float16: (2e-2, 2e-2)},
+    # Golden cases of the attention spec, given to ten digits; half types against float32 of the same rounded inputs.
+    "attention": {
+        torch.float64: (1e-9, 1e-9),
+        torch.float32: (2e-5, 2e-5),
+        torch.float16: (2e-2, 2e-2),
+        torch.bfloat16: (2e-2, 2e-2),
+    },
+    # Six products and a softmax, each rounded to the half type, against float32.
+    "attention_module": {torch.float16: (0, 0.03), torch.bfloat16: (0, 0.2)},
+    # Whole modules of transformers in float32, which order their sums otherwise.
+    "transformers": {torch.float32: (1e-5, 1e-5)},
     # Acceptance case 6 of the NBFNet spec: autocast within 2e-2 of float32.
     "autocast": {torch.bfloat16: (2e-2, 2e-2)},
 }

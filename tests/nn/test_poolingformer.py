@@ -148,7 +148,7 @@ def test_golden_case_j():
     expected = [0.0279685804, -0.0153804993, 0.0125880811, 5.9521389716]
     expected += [-0.0676707031, -0.0550515934, -0.0165408591, 0.0297492997]
     expected += [-0.0353013639, -0.0052607712, 0.0272540444, 0.0469508570]
-    torch.testing.assert_close(actual, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-9)
+    assert_close(actual, torch.tensor(expected, dtype=torch.float64), op="attention")
 
 
 @pytest.mark.parametrize("window", [(3, 2), (0, 0), (-1, 4), (64, 64)], ids=str)
@@ -350,7 +350,7 @@ def test_half_and_autocast(variant, dtype):
     assert half.dtype == dtype
     for actual in (mixed, half):
         # A dozen products rounded to 8 bits, then two LayerNorms, of values up to 3.
-        torch.testing.assert_close(actual.float(), expected, rtol=0, atol=0.2 if dtype == torch.bfloat16 else 0.03)
+        assert_close(actual.float(), expected, dtype=dtype, op="attention_module")
 
 
 @filter_torch_warnings
@@ -397,7 +397,7 @@ def test_equals_longformer_of_transformers():
         x, attention_mask=mask, is_index_masked=mask < 0, is_index_global_attn=mask > 0, is_global_attn=True
     )
     actual = ours(x, mask >= 0, global_positions(mask > 0))
-    torch.testing.assert_close(actual, expected.masked_fill((mask < 0)[..., None], 0), rtol=1e-5, atol=1e-5)
+    assert_close(actual, expected.masked_fill((mask < 0)[..., None], 0), op="transformers")
 
 
 class LikeLongformer(nn.Module):
@@ -505,7 +505,7 @@ def test_equals_roberta_of_transformers():
     assert all(name.startswith("pooler.") for name in unused)
     ids, valid, _ = tokens()
     expected = theirs(ids, attention_mask=valid.long()).last_hidden_state
-    torch.testing.assert_close(ours(ids, valid)[valid], expected[valid], rtol=1e-5, atol=1e-5)
+    assert_close(ours(ids, valid)[valid], expected[valid], op="transformers")
 
 
 def test_load_roberta_refuses_what_does_not_fit():

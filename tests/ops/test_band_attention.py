@@ -12,7 +12,7 @@ import torch
 from cases import run_python
 from innerloop import band_attention, pool_kv, pooling_attention, reference
 from innerloop.ops.band_attention import _globals, band
-from tolerances import assert_close, assert_close_to_truth
+from tolerances import assert_close, assert_close_to_truth, tolerance
 from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -105,9 +105,10 @@ def golden(actual, expected, rtol):
     torch.testing.assert_close(actual.double().flatten(), expected.flatten(), rtol=rtol, atol=rtol)
 
 
-@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-9), (torch.float32, 2e-5)], ids=["fp64", "fp32"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])
 @pytest.mark.parametrize("case", GOLDEN)
-def test_golden(case, dtype, rtol):
+def test_golden(case, dtype):
+    rtol, _ = tolerance(dtype, "attention")
     L, left, right, stride, kernel, mode, sums, first, last, grad_sums, dq5, dk7, dv_last = GOLDEN[case]
     q, k, v, g = (t.to(dtype) for t in formula_inputs(2, L, 8))
     leaves = q, k, v = [t.requires_grad_() for t in (q, k, v)]
@@ -149,7 +150,7 @@ def test_golden_half(case, dtype):
         w = None if weight is None else convert(weight)
         return pooling_attention(*x, radius=left, kernel=kernel, stride=stride, mode=mode, weight_k=w, weight_v=w)
 
-    torch.testing.assert_close(run(lambda t: t).float(), run(torch.Tensor.float), rtol=2e-2, atol=2e-2)
+    assert_close(run(lambda t: t).float(), run(torch.Tensor.float), dtype=dtype, op="attention")
 
 
 def test_golden_two_levels():
@@ -510,6 +511,18 @@ def test_dropout_gradients():
     g = torch.randn_like(out)
     for a, e in zip(torch.autograd.grad(out, [q, k, v], g), torch.autograd.grad(expected, [q, k, v], g), strict=True):
         assert_close(a, e)
+
+
+def test_dropout_of_the_definition():
+    """Devices without a kernel drop out too: kept weights are as many, and scaled."""
+    q, k = (torch.randn(1, 1, 64, 64, dtype=torch.float64) / 4 for _ in range(2))
+    v = torch.eye(64, dtype=torch.float64)[None, None]
+    low, high = band(64, 64, -1, -1, False, 1, None, "cpu")
+    plain, _ = reference.band_attention(q, k, v, low, high, scale=1.0)
+    dropped, _ = reference.band_attention(q, k, v, low, high, scale=1.0, dropout_p=0.25)
+    kept = dropped != 0
+    assert_close(dropped[kept], plain[kept] / 0.75)
+    assert abs(kept.double().mean() - 0.75) < 0.03
 
 
 # ---- torch's own contracts ----

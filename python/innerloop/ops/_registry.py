@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["REGISTERED", "define", "wants_grad", "warn_no_kernel"]
+__all__ = ["REGISTERED", "define", "last_derivative", "wants_grad", "warn_no_kernel"]
 
 _LIBRARY = torch.library.Library("innerloop", "DEF")
 
@@ -59,6 +59,28 @@ class Op:
 def define(schema: str) -> Op:
     """Defines `innerloop::<schema>`; the returned object takes the implementations."""
     return Op(schema)
+
+
+def last_derivative(name: str, backward: Op, batching: Callable | None = None) -> type[torch.autograd.Function]:
+    """The backward op as a node of its own, so that a second derivative is an error and never zeros."""
+
+    class LastDerivative(torch.autograd.Function):
+        @staticmethod
+        def forward(*args):
+            return backward(*args)
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            pass
+
+        @staticmethod
+        def backward(ctx, *grads):
+            raise NotImplementedError(f"{name}: second derivatives are not implemented")
+
+        if batching is not None:
+            vmap = staticmethod(batching)
+
+    return LastDerivative
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from .. import _cpu
 from ..reference.band_attention import band_attention as _reference
 from ..system import gpu_kernels
-from ._registry import define, wants_grad, warn_no_kernel
+from ._registry import define, last_derivative, wants_grad, warn_no_kernel
 
 __all__ = ["band_attention"]
 
@@ -366,26 +366,11 @@ class _BandAttention(torch.autograd.Function):
                 None, None, None)  # fmt: skip
 
 
-class _BandAttentionBackward(torch.autograd.Function):
-    """The backward op as a node of its own, so that a second derivative is an error and never zeros."""
-
-    @staticmethod
-    def forward(*args):
-        return _backward(*args)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
-
-    @staticmethod
-    def backward(ctx, *grads):
-        raise NotImplementedError("band_attention: second derivatives are not implemented")
+_BandAttentionBackward = last_derivative("band_attention", _backward)
 
 
 def _plain(q, k, v, low, high, key_valid, global_k, global_v, global_valid, residual, scale, dropout_p):
     """Devices without a kernel: the definition itself, with its (Lq, Lk) scores."""
-    if dropout_p:
-        raise NotImplementedError(f"band_attention: dropout_p is {dropout_p}, expected 0 on {q.device.type} tensors")
     warn_no_kernel("band_attention", q.device.type)
     acc = _accumulator(q.dtype)
     q_, k_, v_, global_k, global_v, residual = (
@@ -393,6 +378,6 @@ def _plain(q, k, v, low, high, key_valid, global_k, global_v, global_valid, resi
     )
     out, lse = _reference(
         q_, k_, v_, low, high, scale=scale, key_valid=key_valid, global_k=global_k, global_v=global_v,
-        global_valid=global_valid, residual=residual,
+        global_valid=global_valid, residual=residual, dropout_p=dropout_p,
     )  # fmt: skip
     return out.to(q.dtype), lse

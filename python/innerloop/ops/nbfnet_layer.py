@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from .. import _cpu
 from ..graph import RelGraph
-from ._registry import define, wants_grad
+from ._registry import define, last_derivative, wants_grad
 from .relational_spmm import _MUL_NAMES, MULS, Mul, loop_over_batch, relational_spmm
 from .relational_spmm import _check as check_relational_spmm
 
@@ -283,19 +283,4 @@ class _NbfnetLayer(torch.autograd.Function):
         return _forward_vmap(info, (*in_dims, None), *args, True)
 
 
-class _NbfnetLayerBackward(torch.autograd.Function):
-    """The backward op as a node of its own, so that a second derivative is an error and never zeros."""
-
-    @staticmethod
-    def forward(*args):
-        return _backward(*args)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
-
-    @staticmethod
-    def backward(ctx, *grads):
-        raise NotImplementedError("nbfnet_layer: second derivatives are not implemented")
-
-    vmap = staticmethod(_backward_vmap)
+_NbfnetLayerBackward = last_derivative("nbfnet_layer", _backward, _backward_vmap)

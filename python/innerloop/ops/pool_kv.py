@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import _cpu
 from ..reference.pool_kv import pool_kv as _reference
-from ._registry import define, wants_grad, warn_no_kernel
+from ._registry import define, last_derivative, wants_grad, warn_no_kernel
 from .band_attention import _check as _check_attention
 from .band_attention import attend, band
 
@@ -255,17 +255,4 @@ class _PoolKv(torch.autograd.Function):
         return grad_x, None if weight is None else grad_weight, None, None, None, None
 
 
-class _PoolKvBackward(torch.autograd.Function):
-    """The backward op as a node of its own, so that a second derivative is an error and never zeros."""
-
-    @staticmethod
-    def forward(*args):
-        return _backward(*args)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
-
-    @staticmethod
-    def backward(ctx, *grads):
-        raise NotImplementedError("pool_kv: second derivatives are not implemented")
+_PoolKvBackward = last_derivative("pool_kv", _backward)

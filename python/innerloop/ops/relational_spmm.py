@@ -14,7 +14,7 @@ from ..reference.relational_spmm import relational_spmm as _reference
 from ..system import gpu_kernels
 from . import _functions
 from ._functions import Aggregate, Message
-from ._registry import define, wants_grad, warn_no_kernel
+from ._registry import define, last_derivative, wants_grad, warn_no_kernel
 
 __all__ = ["MULS", "SUMS", "relational_spmm"]
 
@@ -397,19 +397,4 @@ class _RelationalSpmm(torch.autograd.Function):
     vmap = staticmethod(_forward_vmap)
 
 
-class _RelationalSpmmBackward(torch.autograd.Function):
-    """The backward op as a node of its own, so that a second derivative is an error and never zeros."""
-
-    @staticmethod
-    def forward(grad_out, out, csr, relation, input, boundary, edge_weight, sum, mul, weight_grad):
-        return _backward(grad_out, out, csr, relation, input, boundary, edge_weight, sum, mul, weight_grad)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
-
-    @staticmethod
-    def backward(ctx, *grads):
-        raise NotImplementedError("relational_spmm: second derivatives are not implemented")
-
-    vmap = staticmethod(_backward_vmap)
+_RelationalSpmmBackward = last_derivative("relational_spmm", _backward, _backward_vmap)

@@ -18,6 +18,7 @@ def band_attention(
     global_v: Tensor | None = None,
     global_valid: Tensor | None = None,
     residual: Tensor | None = None,
+    dropout_p: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """softmax over the keys j in [low_i, high_i) that are valid, and the valid global keys; see ``ops.band_attention``.
 
@@ -26,6 +27,7 @@ def band_attention(
         low, high: integers (Lq,).
         key_valid: bool (B, Lk). global_k, global_v: (B, Hkv, G, D). global_valid: bool (B, G).
         residual: (B, H, Lq, D), added to the result.
+        dropout_p: of the weights, drawn by torch.
 
     Returns:
         out (B, H, Lq, D) and lse (B, H, Lq); 0 and -inf for a query that sees no key.
@@ -45,6 +47,7 @@ def band_attention(
     score = (scale * q @ k.transpose(-1, -2)).masked_fill(~seen, -torch.inf)
     lse = score.logsumexp(-1)
     weight = torch.where(seen, score - lse.masked_fill(lse == -torch.inf, 0)[..., None], -torch.inf).exp()
+    weight = torch.nn.functional.dropout(weight, dropout_p) if dropout_p else weight
     out = weight @ v.masked_fill(~_any_valid(seen, v), 0)
     return (out if residual is None else out + residual), lse
 
