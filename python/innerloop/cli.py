@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ``innerloop`` command: ``innerloop nbfnet fit|evaluate|explain|links ...`` and ``innerloop doctor``."""
+"""The ``innerloop`` command: ``innerloop <recipe> fit|evaluate|...`` and ``innerloop doctor``."""
 
 from __future__ import annotations
 
@@ -24,11 +24,19 @@ usage: innerloop COMMAND ...
                                   the tails an ULTRA checkpoint expects, on any data set
   innerloop ultra evaluate CKPT   rank the test split with an ULTRA checkpoint
   innerloop ultra fit CKPT        fine-tune it
+  innerloop poolingformer fit     train a Poolingformer on ListOps, question answering or masked bytes
+  innerloop poolingformer evaluate CKPT
+                                  measure a trained model
+  innerloop poolingformer compare train one and two levels, and kinds of pooling, with several seeds
   innerloop doctor                which implementation each operator takes on this machine, and why
 """
 
 
-_COMMANDS = {"nbfnet": ("fit", "evaluate", "explain", "links", "heuristics"), "ultra": ("predict", "evaluate", "fit")}
+_COMMANDS = {
+    "nbfnet": ("fit", "evaluate", "explain", "links", "heuristics"),
+    "ultra": ("predict", "evaluate", "fit"),
+    "poolingformer": ("fit", "evaluate", "compare"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from innerloop import doctor
 
         return doctor.main(arguments[1:]) or 0
-    if command in ("nbfnet", "ultra"):
+    if command in _COMMANDS:
         return _recipe(command, arguments[1:])
     print(f"innerloop: unknown command {command!r}\n\n{_USAGE}", end="", file=sys.stderr)
     return 2
@@ -62,7 +70,7 @@ def _recipe(name: str, arguments: list[str]) -> int:
         )
         return 1
 
-    from innerloop.recipes.nbfnet.module import Interrupted
+    from innerloop.recipes._task import Interrupted
 
     recipe = importlib.import_module(f"innerloop.recipes.{name}")
     commands = {command: getattr(recipe, command) for command in _COMMANDS[name]}

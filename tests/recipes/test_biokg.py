@@ -9,9 +9,10 @@ pytest.importorskip("pytorch_lightning")
 from biokg import write_biokg
 from innerloop.data import read_biokg, read_kg
 from innerloop.graph import RelGraph
+from innerloop.recipes._batches import TrainingBatches
+from innerloop.recipes._run import load_checkpoint
 from innerloop.recipes.nbfnet import Config, evaluate, fit, module
-from innerloop.recipes.nbfnet.datamodule import NBFNetData, QueryBatches, TrainingBatches
-from innerloop.recipes.nbfnet.run import load_checkpoint
+from innerloop.recipes.nbfnet.datamodule import NBFNetData, QueryBatches
 from innerloop.recipes.nbfnet.tasks import FactIndex
 
 QUIET = {"accelerator": "cpu", "progress": False}
@@ -67,7 +68,7 @@ def test_metrics_are_those_of_the_plain_protocol(run, folder):
     """Scores query by query; rank = mean of the ranks with ties for and against the answer."""
     output, result, *_ = run
     kg = read_biokg(folder)
-    saved = load_checkpoint(output / "best.ckpt")
+    saved = load_checkpoint(output / "best.ckpt", "nbfnet")
     task = module.NBFNetTask(kg.relations, saved["hyper_parameters"]["config"]).eval()
     task.load_state_dict(saved["state_dict"])
     h, r, t = kg.train.facts.unbind(1)
@@ -90,7 +91,7 @@ def test_evaluate_reads_the_folder_of_the_checkpoint(run):
     output, result, *_ = run
     assert evaluate(output / "best.ckpt", **QUIET) == result["test"]
     five = evaluate(output / "best.ckpt", split="valid", **QUIET)
-    history = {row["epoch"]: row for row in result["epochs"]}[result["best_epoch"]]
+    history = {row["epoch"]: row for row in result["epochs"]}[result["chosen_epoch"]]
     assert {f"valid_{name}": value for name, value in five.items()}.items() <= history.items()
     assert evaluate(output / "best.ckpt", split="valid", valid_triples=0, **QUIET) != five
 
@@ -135,7 +136,7 @@ def test_limited_epochs_take_the_first_batches_of_a_new_order(world_size):
         ranks = [TrainingBatches(triples, 4, 7, lambda: epoch, k, world_size, limit) for k in range(world_size)]
         assert {len(list(rank)) for rank in ranks} == {len(ranks[0])}
         given = sorted((b for rank in ranks for b in rank), key=lambda b: b["index"])
-        return [b["triples"].tolist() for b in given]
+        return [b["items"].tolist() for b in given]
 
     first = batches(0, 3)
     assert len(first) == 3 * world_size

@@ -15,10 +15,11 @@ pytest.importorskip("torchmetrics")
 
 from innerloop.cli import main
 from innerloop.data import LinkGraph, read_links
+from innerloop.recipes._run import load_checkpoint
+from innerloop.recipes._task import Interrupted
 from innerloop.recipes.nbfnet import evaluate, make_link_config, train_links
 from innerloop.recipes.nbfnet.datamodule import LinkData, SourceBatches
-from innerloop.recipes.nbfnet.module import Interrupted, LinkTask
-from innerloop.recipes.nbfnet.run import load_checkpoint
+from innerloop.recipes.nbfnet.module import LinkTask
 from tolerances import assert_close
 
 SMALL = make_link_config("", epochs=3, batch_size=24, dim=8, num_layers=2, eval_batch_size=16)
@@ -48,7 +49,7 @@ def train(file: Path, output: Path, config=SMALL, **options):
 
 
 def saved_task(checkpoint: Path) -> LinkTask:
-    saved = load_checkpoint(checkpoint, "links")
+    saved = load_checkpoint(checkpoint, "nbfnet", "links")
     hparams = {name: value for name, value in saved["hyper_parameters"].items() if name != "command"}
     task = LinkTask(**hparams).eval()
     task.load_state_dict(saved["state_dict"])
@@ -148,7 +149,7 @@ def test_a_step_sees_strict_negatives_and_none_of_its_edges(file, monkeypatch):
     for index in range(2):
         edges = links.train[:, 24 * index : 24 * (index + 1)]
         triples = torch.stack([edges[0], torch.zeros(24, dtype=torch.int64), edges[1]], dim=1)
-        loss = task.training_step({"triples": triples, "epoch": 0, "index": index}, index)
+        loss = task.training_step({"items": triples, "epoch": 0, "index": index}, index)
         graph, head, tail = seen[-1]
         pairs = torch.stack([head, tail]).view(2, 24, 2)
         assert torch.equal(pairs[..., 0], edges)
@@ -185,14 +186,14 @@ def test_run_writes_its_result(run):
     assert result["dataset"] == "small"
     assert [row["epoch"] for row in result["epochs"]] == [1, 2, 3]
     best = max(result["epochs"], key=lambda row: row["valid_auroc"])
-    assert result["best_epoch"] == best["epoch"]
+    assert result["chosen_epoch"] == best["epoch"]
 
 
 def test_metrics_are_those_of_the_plain_protocol(run, file):
     output, result = run
     task, data = saved_task(output / "best.ckpt"), LinkData(read_links(file), SMALL)
     assert result["test"] == pytest.approx(plain_metrics(task, data, "test"))
-    row = result["epochs"][result["best_epoch"] - 1]
+    row = result["epochs"][result["chosen_epoch"] - 1]
     valid = {f"valid_{name}": value for name, value in plain_metrics(task, data, "valid").items()}
     assert {name: row[name] for name in valid} == pytest.approx(valid)
 
@@ -208,7 +209,7 @@ def test_resume_is_exact_to_the_bit(run, file, tmp_path, monkeypatch):
     """Stopped in the second epoch, in its middle and at its end."""
     whole, result = run
     step = LinkTask.training_step
-    steps = load_checkpoint(whole / "last.ckpt", "links")["global_step"] // 3
+    steps = load_checkpoint(whole / "last.ckpt", "nbfnet", "links")["global_step"] // 3
     stop_at = {steps + 1, 2 * steps - 1}
 
     def interrupted_step(self, batch, batch_idx):
@@ -225,7 +226,7 @@ def test_resume_is_exact_to_the_bit(run, file, tmp_path, monkeypatch):
     assert not stop_at
     assert resumed["test"] == result["test"]
     for name in ("last.ckpt", "best.ckpt"):
-        a, b = (load_checkpoint(folder / name, "links")["state_dict"] for folder in (whole, tmp_path))
+        a, b = (load_checkpoint(folder / name, "nbfnet", "links")["state_dict"] for folder in (whole, tmp_path))
         assert a.keys() == b.keys()
         assert all(torch.equal(a[key], b[key]) for key in a)
     assert train(file, tmp_path, resume="auto")["test"] == result["test"]  # a finished run
@@ -233,7 +234,7 @@ def test_resume_is_exact_to_the_bit(run, file, tmp_path, monkeypatch):
 
 def test_limit_is_steps_per_epoch(file, tmp_path):
     result = train(file, tmp_path, make_link_config("", epochs=2, batch_size=8, dim=4, num_layers=1, limit=3))
-    assert load_checkpoint(tmp_path / "last.ckpt", "links")["global_step"] == 6
+    assert load_checkpoint(tmp_path / "last.ckpt", "nbfnet", "links")["global_step"] == 6
     assert [row["epoch"] for row in result["epochs"]] == [1, 2]
     with pytest.raises(ValueError, match="other settings: limit was 3 and is None"):
         train(file, tmp_path, make_link_config("", epochs=2, batch_size=8, dim=4, num_layers=1), resume="auto")
@@ -241,7 +242,7 @@ def test_limit_is_steps_per_epoch(file, tmp_path):
 
 def test_checkpoint_errors(run, file, tmp_path):
     last = run[0] / "last.ckpt"
-    with pytest.raises(ValueError, match="a checkpoint of innerloop nbfnet links, expected one of fit"):
+    with pytest.raises(ValueError, match="a checkpoint of innerloop nbfnet links, expected one of nbfnet fit"):
         evaluate(last, progress=False)
     other = tmp_path / "other.cites"
     other.write_text("".join(f"{v}\t{v + 1}\n" for v in range(40)))

@@ -6,6 +6,7 @@ import random
 
 import pytest
 import torch
+from innerloop.recipes._batches import step_generator
 from innerloop.recipes.nbfnet.config import LINK_PRESETS, PRESETS, PUBLISHED, Config, make_config
 from innerloop.recipes.nbfnet.tasks import (
     FactIndex,
@@ -16,7 +17,6 @@ from innerloop.recipes.nbfnet.tasks import (
     given_rank,
     metrics_of,
     queries_of,
-    step_generator,
     training_queries,
 )
 

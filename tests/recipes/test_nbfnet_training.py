@@ -15,10 +15,12 @@ pytest.importorskip("pytorch_lightning")
 
 from innerloop.data import read_kg
 from innerloop.graph import RelGraph
+from innerloop.recipes._batches import TrainingBatches
+from innerloop.recipes._run import load_checkpoint, make_trainer, quiet
+from innerloop.recipes._task import Interrupted
 from innerloop.recipes.nbfnet import Config, evaluate, train
-from innerloop.recipes.nbfnet.datamodule import NBFNetData, QueryBatches, TrainingBatches
-from innerloop.recipes.nbfnet.module import Interrupted, NBFNetTask
-from innerloop.recipes.nbfnet.run import _quiet, _trainer, load_checkpoint
+from innerloop.recipes.nbfnet.datamodule import NBFNetData, QueryBatches
+from innerloop.recipes.nbfnet.module import NBFNetTask
 from innerloop.recipes.nbfnet.tasks import metrics_of
 from tolerances import assert_close
 
@@ -73,11 +75,11 @@ def test_training_batches_cover_every_fact(world_size):
     assert {len(batches) for batches in ranks} == {-(-7 // world_size)}
     batches = sorted((b for batches in ranks for b in batches), key=lambda b: b["index"])
     assert [b["index"] for b in batches] == list(range(len(batches)))
-    rows = torch.cat([b["triples"] for b in batches[:7]])
+    rows = torch.cat([b["items"] for b in batches[:7]])
     assert sorted(rows.tolist()) == triples.tolist()
     assert rows.tolist() != triples.tolist()
     for extra, first in zip(batches[7:], batches, strict=False):
-        assert torch.equal(extra["triples"], first["triples"])
+        assert torch.equal(extra["items"], first["items"])
 
 
 def test_training_batches_resume_and_reshuffle():
@@ -93,7 +95,7 @@ def test_training_batches_resume_and_reshuffle():
     assert same(list(resumed), whole[3:])
     assert same(list(resumed), whole)  # only the first pass is a partial one
     epoch = 1
-    assert not same([b["triples"] for b in loader], [b["triples"] for b in whole])
+    assert not same([b["items"] for b in loader], [b["items"] for b in whole])
     other = TrainingBatches(triples, 8, 7, lambda: epoch, 0, 2)
     with pytest.raises(ValueError, match="written by 1 processes, this run has 2"):
         other.load_state_dict(loader.state_dict())
@@ -117,7 +119,7 @@ def test_run_writes_its_result(run):
     assert stored["config"]["seed"] == 1024
     assert stored["versions"]["torch"] == torch.__version__
     best = max(stored["epochs"], key=lambda row: row["valid_mrr"])
-    assert stored["best_epoch"] == best["epoch"]
+    assert stored["chosen_epoch"] == best["epoch"]
     assert set(stored["test"]) == {"mr", "mrr", "hits@1", "hits@3", "hits@10"} | {
         "hits@10_50",
         "hits@10_49",
@@ -127,7 +129,7 @@ def test_run_writes_its_result(run):
 def test_test_metrics_are_those_of_the_plain_protocol(run, tiny):
     """Forward pass query by query on the inference graph, ranks from the definition."""
     output, result = run
-    saved = load_checkpoint(output / "best.ckpt")
+    saved = load_checkpoint(output / "best.ckpt", "nbfnet")
     kg = read_kg(tiny)
     task = NBFNetTask(kg.relations, saved["hyper_parameters"]["config"]).eval()
     task.load_state_dict(saved["state_dict"])
@@ -182,7 +184,7 @@ def test_resume_is_exact_to_the_bit(run, tiny, tmp_path, monkeypatch, number):
     for steps in (6, 7, 11):
         with pytest.raises(Interrupted, match=r"continues from .*last\.ckpt"):
             quiet_train(tiny, tmp_path, resume="auto")
-        assert load_checkpoint(tmp_path / "last.ckpt")["global_step"] == steps
+        assert load_checkpoint(tmp_path / "last.ckpt", "nbfnet")["global_step"] == steps
         assert signal.getsignal(number) is handler
     resumed = quiet_train(tiny, tmp_path, resume=tmp_path / "last.ckpt")
     assert resumed["test"] == result["test"]
@@ -190,7 +192,7 @@ def test_resume_is_exact_to_the_bit(run, tiny, tmp_path, monkeypatch, number):
         {**row, "train_seconds": 0} for row in result["epochs"]
     ]
     for name in ("last.ckpt", "best.ckpt"):
-        a, b = load_checkpoint(whole / name), load_checkpoint(tmp_path / name)
+        a, b = load_checkpoint(whole / name, "nbfnet"), load_checkpoint(tmp_path / name, "nbfnet")
         assert same(a["state_dict"], b["state_dict"])
         assert same(a["optimizer_states"], b["optimizer_states"])
 
@@ -249,12 +251,12 @@ def test_evaluate_on_other_data_keeps_the_relation_ids(run, tiny, tmp_path):
     moved = evaluate(checkpoint, data=tmp_path / "tiny", **options)
     assert moved == pytest.approx(run[1]["test"])
     valid = evaluate(checkpoint, split="valid", **options)
-    history = {row["epoch"]: row for row in run[1]["epochs"]}[run[1]["best_epoch"]]
+    history = {row["epoch"]: row for row in run[1]["epochs"]}[run[1]["chosen_epoch"]]
     assert {f"valid_{name}": value for name, value in valid.items()}.items() <= history.items()
 
 
 def test_scores_of_nan_stop_the_evaluation(run, tmp_path):
-    saved = load_checkpoint(run[0] / "best.ckpt")
+    saved = load_checkpoint(run[0] / "best.ckpt", "nbfnet")
     next(iter(saved["state_dict"].values())).fill_(torch.nan)
     torch.save(saved, tmp_path / "nan.ckpt")
     with pytest.raises(ValueError, match="with NaN"):
@@ -301,10 +303,10 @@ def test_two_processes(run, tiny, tmp_path):
         ]
         batches += [batch for pair in zip(*of_rank, strict=True) for batch in pair]
     data.train_dataloader = lambda: torch.utils.data.DataLoader(batches, batch_size=None)
-    with _quiet():
-        trainer = _trainer("32-true", "cpu", False, max_epochs=1, logger=False, accumulate_grad_batches=2)
+    with quiet():
+        trainer = make_trainer("32-true", "cpu", False, max_epochs=1, logger=False, accumulate_grad_batches=2)
         trainer.limit_val_batches = 0
         trainer.fit(task, data)
-    parallel = load_checkpoint(tmp_path / "last.ckpt")["state_dict"]
+    parallel = load_checkpoint(tmp_path / "last.ckpt", "nbfnet")["state_dict"]
     for name, value in task.state_dict().items():
         assert_close(parallel[name], value, op="two_processes")

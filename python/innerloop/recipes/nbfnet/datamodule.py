@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -12,71 +12,9 @@ from torch import Tensor
 
 from innerloop.data.kg import KnowledgeGraph, Split
 from innerloop.data.links import LinkGraph
+from innerloop.recipes._batches import TrainingBatches
 from innerloop.recipes.nbfnet.config import Config
-from innerloop.recipes.nbfnet.tasks import queries_of, step_generator
-
-
-class TrainingBatches:
-    """The facts in the order of (seed, epoch); a process takes every world-th batch.
-
-    An iterable that Lightning can stop and resume at any batch.
-
-    Args:
-        triples: int64 (F, 3).
-        batch_size: triples per batch; the last batch of an epoch may be smaller.
-        seed: of the order.
-        epoch: called at the start of an epoch for its number.
-        rank, world_size: this process among all. When the batches do not divide among them, the
-            first ones of the epoch are given out again, so that all take equally many steps.
-        limit: steps of a process in an epoch at most; None for all.
-    """
-
-    def __init__(
-        self,
-        triples: Tensor,
-        batch_size: int,
-        seed: int,
-        epoch: Callable[[], int],
-        rank: int = 0,
-        world_size: int = 1,
-        limit: int | None = None,
-    ) -> None:
-        self.triples = triples
-        self.batch_size = batch_size
-        self.seed = seed
-        self.epoch = epoch
-        self.rank = rank
-        self.world_size = world_size
-        self.limit = limit
-        self._num_batches = -(-len(triples) // batch_size)
-        self._done = 0
-
-    def __len__(self) -> int:
-        steps = -(-self._num_batches // self.world_size)
-        return steps if self.limit is None else min(steps, self.limit)
-
-    def __iter__(self) -> Iterator[dict[str, Tensor | int]]:
-        epoch = self.epoch()
-        generator = step_generator(self.seed, epoch, 0)
-        order = torch.randperm(len(self.triples), generator=generator)
-        batches = self.triples[order[: len(self) * self.world_size * self.batch_size]].split(self.batch_size)
-        start = 0 if self._done >= len(self) else self._done
-        for step in range(start, len(self)):
-            self._done = step + 1
-            index = step * self.world_size + self.rank
-            yield {"triples": batches[index % self._num_batches], "epoch": epoch, "index": index}
-        self._done = 0
-
-    def state_dict(self) -> dict[str, int]:
-        return {"done": self._done, "world_size": self.world_size}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        if state["world_size"] != self.world_size:
-            raise ValueError(
-                f"the checkpoint was written by {state['world_size']} processes, "
-                f"this run has {self.world_size}: their batches differ"
-            )
-        self._done = state["done"]
+from innerloop.recipes.nbfnet.tasks import queries_of
 
 
 class QueryBatches:

@@ -13,8 +13,8 @@ import torch
 from innerloop.data.find import find_dataset
 from innerloop.data.kg import Split
 from innerloop.graph import RelGraph
+from innerloop.recipes._run import load_checkpoint
 from innerloop.recipes.nbfnet.config import Config
-from innerloop.recipes.nbfnet.run import load_checkpoint
 
 __all__ = ["explain", "find_entity", "find_relation"]
 
@@ -52,7 +52,7 @@ def explain(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    saved = load_checkpoint(checkpoint)
+    saved = load_checkpoint(checkpoint, "nbfnet")
     hparams = saved["hyper_parameters"]
     kg = find_dataset(hparams["dataset"], data or hparams["data"], relations=hparams["relations"])
     part: Split = getattr(kg, split)

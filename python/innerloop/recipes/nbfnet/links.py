@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from innerloop.data.links import LinkGraph, read_links
-from innerloop.recipes.nbfnet.config import Config, make_link_config
-from innerloop.recipes.nbfnet.run import run
+from innerloop.recipes._run import run
+from innerloop.recipes.nbfnet.config import PUBLISHED, Config, make_link_config
 
 __all__ = ["links", "train_links"]
 
@@ -102,6 +102,7 @@ def train_links(
         LinkTask(config, graph.name, graph.num_nodes, sum(sizes.values())),
         LinkData(graph, config),
         output,
+        published=PUBLISHED.get(graph.name.lower()),
         resume=resume,
         accelerator=accelerator,
         progress=progress,

@@ -3,29 +3,15 @@
 
 from __future__ import annotations
 
-import json
-import logging
-import os
-import platform
-import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 
 from innerloop.data.find import choose_dataset, find_dataset
 from innerloop.data.kg import KnowledgeGraph
-from innerloop.nn._checkpoint import read_checkpoint
+from innerloop.recipes._run import evaluated, load_checkpoint, make_trainer, quiet, run, table
 from innerloop.recipes.nbfnet.config import PUBLISHED, Config, make_config
-
-if TYPE_CHECKING:
-    from pytorch_lightning import LightningDataModule
-
-    from innerloop.recipes.nbfnet.module import Task
 
 Message = Literal["distmult", "transe", "rotate"]
 Aggregate = Literal["pna", "sum", "mean", "max", "min"]
@@ -167,71 +153,12 @@ def train(
         NBFNetTask(list(kg.relations), config, kg.name, folder, kg.inductive, model),
         NBFNetData(kg, config),
         output,
+        published=PUBLISHED.get(kg.name.lower()),
         resume=resume,
         precision=precision,
         accelerator=accelerator,
         progress=progress,
     )
-
-
-def run(
-    task: Task,
-    datamodule: LightningDataModule,
-    output: Path,
-    *,
-    resume: str | Path | None = None,
-    precision: str = "32-true",
-    accelerator: str = "cpu",
-    progress: bool = True,
-) -> dict[str, Any]:
-    """Trains ``task``, keeps the best epoch by its metric ``monitor``, tests it, and writes and prints the result."""
-    from pytorch_lightning.callbacks import ModelCheckpoint
-    from pytorch_lightning.loggers import CSVLogger
-
-    from innerloop.recipes.nbfnet.module import Resumable
-
-    config, dataset = task.config, task.hparams["dataset"]
-    output.mkdir(parents=True, exist_ok=True)
-    last = output / "last.ckpt"
-    checkpoint = _resume_from(resume, last, task)
-    best = ModelCheckpoint(output, "best", monitor=f"valid_{task.monitor}", mode="max", enable_version_counter=False)
-    with _quiet():
-        trainer = _trainer(
-            precision,
-            accelerator,
-            progress,
-            max_epochs=config.epochs,
-            logger=CSVLogger(output, name="logs"),
-            callbacks=[best, Resumable(last)],
-            log_every_n_steps=10,
-        )
-        trainer.fit(task, datamodule, ckpt_path=checkpoint, weights_only=True)
-        best_path = Path(best.best_model_path)
-        if not best_path.is_file():  # the folder was moved between two sessions
-            best_path = output / "best.ckpt"
-        saved = load_checkpoint(best_path, task.command)
-        task.load_state_dict(saved["state_dict"])
-        test = _tested(trainer, task, datamodule, "test")
-    result = {
-        "dataset": dataset,
-        "test": test,
-        "best_epoch": saved["epoch"] + 1,
-        "published": PUBLISHED.get(dataset.lower(), {}),
-        "config": asdict(config),
-        "precision": precision,
-        "processes": trainer.world_size,
-        "threads": torch.get_num_threads(),
-        "epochs": task.history,
-        "wall_seconds": task.wall_seconds,
-        "versions": _versions(),
-        "checkpoint": str(best_path),
-    }
-    if trainer.is_global_zero:
-        partial = output / "metrics.json.partial"
-        partial.write_text(json.dumps(result, indent=1) + "\n")
-        partial.replace(output / "metrics.json")
-        print(_report(result))
-    return result
 
 
 def evaluate(
@@ -269,146 +196,17 @@ def evaluate(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    saved = load_checkpoint(checkpoint)
+    saved = load_checkpoint(checkpoint, "nbfnet")
     hparams = saved["hyper_parameters"]
     kg = find_dataset(hparams["dataset"], data or hparams["data"], relations=hparams["relations"])
     changes = {"eval_batch_size": eval_batch_size, "hits_samples": hits_samples, "valid_triples": valid_triples}
     config = Config(**hparams["config"] | {key: value for key, value in changes.items() if value is not None})
     task = NBFNetTask(kg.relations, config, inductive=kg.inductive)
     task.load_state_dict(saved["state_dict"])
-    with _quiet():
-        trainer = _trainer(precision, accelerator, progress, logger=False)
-        metrics = _tested(trainer, task, NBFNetData(kg, config), split)
+    with quiet():
+        trainer = make_trainer(precision, accelerator, progress, logger=False)
+        metrics = evaluated(trainer, task, NBFNetData(kg, config), split)
     if trainer.is_global_zero:
-        print(_table(kg.name, split, metrics))
+        published = PUBLISHED.get(kg.name.lower()) if split == "test" else None
+        print(table(kg.name, split, metrics, published))
     return metrics
-
-
-def load_checkpoint(path: str | Path, command: str = "fit") -> dict[str, Any]:
-    """Reads a checkpoint of this recipe's ``command``; no code in it is run.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged or something else.
-    """
-    saved = read_checkpoint(path)
-    if not isinstance(saved, dict) or "progress" not in saved:
-        raise ValueError(f"{path}: not a checkpoint of innerloop nbfnet")
-    writer = saved["hyper_parameters"].get("command", "fit")
-    if writer != command:
-        raise ValueError(f"{path}: a checkpoint of innerloop nbfnet {writer}, expected one of {command}")
-    return saved
-
-
-def _resume_from(resume: str | Path | None, last: Path, task: Task) -> Path | None:
-    if resume is None or (str(resume) == "auto" and not last.is_file()):
-        return None
-    path = last if str(resume) == "auto" else Path(resume)
-    hparams = load_checkpoint(path, task.command)["hyper_parameters"]
-    if any(hparams[name] != task.hparams[name] for name in task.identity):
-        raise ValueError(f"{path}: cannot resume, it was trained on {hparams['dataset']}")
-    free = ("epochs", "eval_batch_size", "hits_samples", "checkpoint")
-    config = asdict(task.config)
-    changed = [
-        f"{name} was {old} and is {config[name]}"
-        for name, old in hparams["config"].items()
-        if name not in free and old != config[name]
-    ]
-    if changed:
-        raise ValueError(f"{path}: cannot resume with other settings: {'; '.join(changed)}")
-    return path
-
-
-def _trainer(precision: str, accelerator: str, progress: bool, **options: Any) -> Any:
-    from pytorch_lightning import Trainer
-
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    return Trainer(
-        accelerator=accelerator,
-        devices=processes,
-        num_nodes=max(1, world // processes),
-        strategy="ddp" if world > 1 else "auto",
-        precision=precision,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        enable_model_summary=False,
-        enable_progress_bar=progress and sys.stderr.isatty(),
-        enable_checkpointing="callbacks" in options,
-        **options,
-    )
-
-
-def _tested(trainer: Any, task: Any, data: Any, split: str) -> dict[str, float]:
-    run = trainer.test if split == "test" else trainer.validate
-    run(task, datamodule=data, verbose=False)
-    return dict(task.metrics)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Holds back Lightning's notes on hardware and its advice, which do not apply here."""
-    names = (
-        "pytorch_lightning.utilities.rank_zero",
-        "lightning_fabric.utilities.rank_zero",
-        "lightning_fabric.utilities.distributed",
-        "pytorch_lightning.accelerators.cuda",
-    )
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=r".*does not have many workers")
-            warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists")
-            warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")
-            warnings.filterwarnings("ignore", message=r".*recommended to use `self.log")
-            warnings.filterwarnings("ignore", message=r".*smaller than the logging interval")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {"python": platform.python_version()}
-    for name in ("innerloop", "torch", "pytorch-lightning", "numpy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "unknown"
-    return found
-
-
-def _table(dataset: str, title: str, metrics: dict[str, float]) -> str:
-    """Markdown table: the measured row, and the published ones below it."""
-    published = PUBLISHED.get(dataset.lower(), {}) if title == "test" else {}
-    columns = list(metrics)
-    columns += [c for row in published.values() for c in row if c not in columns]
-
-    def cell(row: dict[str, float], name: str) -> str:
-        if name not in row:
-            return "-"
-        return f"{row[name]:.1f}" if name == "mr" else f"{row[name]:.4g}"
-
-    rows = [["", *columns], [f"{dataset} {title}, measured", *(cell(metrics, c) for c in columns)]]
-    rows += [[f"published, {s}", *(cell(row, c) for c in columns)] for s, row in published.items()]
-    width = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["| " + " | ".join(text.ljust(w) for text, w in zip(row, width, strict=True)) + " |" for row in rows]
-    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in width) + "|")
-    return "\n".join(lines)
-
-
-def _report(result: dict[str, Any]) -> str:
-    config = result["config"]
-    facts = [
-        f"epochs {config['epochs']} (best {result['best_epoch']})",
-        f"seed {config['seed']}",
-        f"wall time {result['wall_seconds']:.0f} s",
-    ]
-    if "hits@10_50" in result["test"]:
-        facts.insert(0, "hits@10_n: in expectation over n sampled negatives")
-    return "\n".join([_table(result["dataset"], "test", result["test"]), "; ".join(facts)])

@@ -11,19 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-
-def step_generator(seed: int, *stream: int) -> torch.Generator:
-    """A CPU generator that is a pure function of (seed, *stream), e.g. (seed, epoch, step).
-
-    No generator state has to be kept in a checkpoint, and a CPU and a GPU run draw alike.
-    """
-    state = np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state) >> 1)
 
 
 def queries_of(triples: Tensor, num_relations: int) -> tuple[Tensor, Tensor]:
