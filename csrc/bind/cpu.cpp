@@ -468,10 +468,13 @@ il::HeadsView heads_view(py::handle obj, const char* op, const char* arg, il::DT
   return {t.data, t.strides[0], t.strides[1], t.strides[2]};
 }
 
+il::DType accumulator(il::DType t) { return t == il::DType::kFloat64 ? t : il::DType::kFloat32; }
+
 // What forward and backward share: the operands.
 il::BandAttention band_args(const char* op, py::handle q, py::handle k, py::handle v, py::handle low, py::handle high,
                             py::handle key_valid, py::handle global_k, py::handle global_v, py::handle global_valid,
-                            py::handle residual, double scale, double dropout, uint64_t seed, int threads) {
+                            py::handle residual, double scale, double dropout, uint64_t seed, py::handle bias,
+                            int64_t bias_stride, int64_t bias_shift, int threads) {
   const TensorView first = il::strided_view(q, op, "q"), keys = il::strided_view(k, op, "k");
   il::check_rank(first, 4, op, "q");
   il::check_rank(keys, 4, op, "k");
@@ -500,6 +503,20 @@ il::BandAttention band_args(const char* op, py::handle q, py::handle k, py::hand
     }
   }
   p.low = lo.ptr<int32_t>(), p.high = hi.ptr<int32_t>();
+  if (!bias.is_none()) {
+    const TensorView t = il::cpu_view(bias, op, "bias");
+    il::check_rank(t, 2, op, "bias");
+    il::check_dtype(t, accumulator(p.dtype), op, "bias", "float64 for float64 input, else float32");
+    check_shape(t, {p.heads, t.shape[1]}, op, "bias");
+    IL_CHECK(bias_stride >= 1, op, "bias_stride", std::to_string(bias_stride), "at least 1");
+    p.bias = t.data, p.bias_width = t.shape[1], p.bias_stride = bias_stride, p.bias_shift = bias_shift;
+    for (int64_t i = 0; i < p.num_queries; ++i) {
+      if (p.low[i] >= p.high[i]) continue;
+      const int64_t at = bias_shift - i / bias_stride;
+      IL_CHECK(p.low[i] + at >= 0 && p.high[i] + at <= p.bias_width, op, "bias", "shape " + il::shape_str(t),
+               "a column for every key that query " + std::to_string(i) + " sees");
+    }
+  }
   auto mask = [&](py::handle obj, const char* arg, int64_t count) -> const uint8_t* {
     if (obj.is_none()) return nullptr;
     const TensorView t = il::cpu_view(obj, op, arg);
@@ -524,8 +541,6 @@ il::BandAttention band_args(const char* op, py::handle q, py::handle k, py::hand
   return p;
 }
 
-il::DType accumulator(il::DType t) { return t == il::DType::kFloat64 ? t : il::DType::kFloat32; }
-
 void* sums(py::handle obj, const char* op, const char* arg, const il::BandAttention& p,
            std::initializer_list<int64_t> shape) {
   const TensorView t = il::cpu_view(obj, op, arg);
@@ -537,10 +552,10 @@ void* sums(py::handle obj, const char* op, const char* arg, const il::BandAttent
 void band_attention(py::handle out, py::handle lse, py::handle q, py::handle k, py::handle v, py::handle low,
                     py::handle high, py::handle key_valid, py::handle global_k, py::handle global_v,
                     py::handle global_valid, py::handle residual, double scale, double dropout, uint64_t seed,
-                    int threads) {
+                    py::handle bias, int64_t bias_stride, int64_t bias_shift, int threads) {
   const char* op = "band_attention";
   il::BandAttention p = band_args(op, q, k, v, low, high, key_valid, global_k, global_v, global_valid, residual, scale,
-                                  dropout, seed, threads);
+                                  dropout, seed, bias, bias_stride, bias_shift, threads);
   p.out = heads_view(out, op, "out", p.dtype, {p.batch, p.heads, p.num_queries, p.dim});
   p.lse = sums(lse, op, "lse", p, {p.batch, p.heads, p.num_queries});
   py::gil_scoped_release release;
@@ -548,14 +563,15 @@ void band_attention(py::handle out, py::handle lse, py::handle q, py::handle k, 
 }
 
 void band_attention_backward(py::handle grad_q, py::handle grad_k, py::handle grad_v, py::handle grad_global_k,
-                             py::handle grad_global_v, py::handle grad_out, py::handle grad_lse, py::handle out,
-                             py::handle lse, py::handle q, py::handle k, py::handle v, py::handle low, py::handle high,
-                             py::handle key_valid, py::handle global_k, py::handle global_v, py::handle global_valid,
-                             py::handle residual, double scale, double dropout, uint64_t seed, int threads) {
+                             py::handle grad_global_v, py::handle grad_bias, py::handle grad_out, py::handle grad_lse,
+                             py::handle out, py::handle lse, py::handle q, py::handle k, py::handle v, py::handle low,
+                             py::handle high, py::handle key_valid, py::handle global_k, py::handle global_v,
+                             py::handle global_valid, py::handle residual, double scale, double dropout, uint64_t seed,
+                             py::handle bias, int64_t bias_stride, int64_t bias_shift, int threads) {
   const char* op = "band_attention_backward";
   il::BandAttentionBackward b{};
   b.forward = band_args(op, q, k, v, low, high, key_valid, global_k, global_v, global_valid, residual, scale, dropout,
-                        seed, threads);
+                        seed, bias, bias_stride, bias_shift, threads);
   il::BandAttention& p = b.forward;
   p.out = heads_view(out, op, "out", p.dtype, {p.batch, p.heads, p.num_queries, p.dim});
   p.lse = sums(lse, op, "lse", p, {p.batch, p.heads, p.num_queries});
@@ -568,6 +584,7 @@ void band_attention_backward(py::handle grad_q, py::handle grad_k, py::handle gr
     b.grad_global_k = sums(grad_global_k, op, "grad_global_k", p, {p.batch, p.kv_heads, p.num_global, p.dim});
     b.grad_global_v = sums(grad_global_v, op, "grad_global_v", p, {p.batch, p.kv_heads, p.num_global, p.dim});
   }
+  if (!grad_bias.is_none()) b.grad_bias = sums(grad_bias, op, "grad_bias", p, {p.heads, p.bias_width});
   py::gil_scoped_release release;
   if (p.batch * p.heads * p.num_queries > 0) il::kernels().band_attention_backward(b);
 }

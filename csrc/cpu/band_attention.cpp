@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention of each query to a band of keys, and to a few global ones:
-//   s_ij = scale · q_i · k_j,  j in [low_i, high_i) valid, or global;   o_i = Σ_j softmax_j(s_ij) v_j (+ residual_i)
+//   s_ij = scale · q_i · k_j (+ bias_h[j - p_i]),  j in [low_i, high_i) valid, or global
+//   o_i = Σ_j softmax_j(s_ij) v_j (+ residual_i)
 //
 // Forward. A task walks its queries in tiles of kTile. Keys come in blocks of kBlock on a fixed grid; a block is packed
 // once per task, transposed (channel-major) for the scores, into a ring that holds what one tile can see. A tile visits
@@ -326,6 +327,24 @@ struct Band {
   IL_INLINE int64_t hi(int64_t i) const { return low != nullptr ? high[i] : num_keys; }
 };
 
+// Row i of the bias, so that key block_first + j reads [j], and the keys of the block that i sees.
+template <class A>
+struct BiasRow {
+  const A* data;
+  int64_t from, to;
+};
+template <class A>
+IL_INLINE BiasRow<A> bias_row(const BandAttention& p, const Band& band, int64_t h, int64_t i, int64_t block_first) {
+  const int64_t at = block_first - i / p.bias_stride + p.bias_shift;
+  return {static_cast<const A*>(p.bias) + h * p.bias_width + at, max64(band.lo(i) - block_first, 0),
+          min64(band.hi(i) - block_first, kBlock)};
+}
+// In base 2, as the scores are.
+template <class A>
+IL_INLINE void add_bias(A* s, const BiasRow<A>& row) {
+  for (int64_t j = row.from; j < row.to; ++j) s[j] += row.data[j] * A(kLog2E);
+}
+
 template <class A>
 IL_INLINE Span span_of(const Band& band, int64_t first_row, int64_t rows, int64_t block_first) {
   const int64_t from = max64(band.lo(first_row) - block_first, 0);
@@ -349,6 +368,7 @@ void forward_block(const BandAttention& p, const Tile<A>& tile, const Block<A>& 
     gemm<A>({tile.q + g * D, D, 1}, block.k_t + n0, kBlock, s + n0, kBlock, rows, n1 - n0, D, false);
     for (int64_t r = 0; r < rows; ++r, s += kBlock) {
       const int64_t i = tile.first + g + r;
+      if (p.bias != nullptr && band.low != nullptr) add_bias(s, bias_row<A>(p, band, tile.h, i, block.first));
       V high = load<V>(s + n0);
       if (span.whole && block.mask == nullptr) {
         for (int64_t j = n0 + lanes; j < n1; j += lanes) {
@@ -486,6 +506,7 @@ struct BackwardTile {
   const A* delta;     // [size], Σ grad_out · out
   A *weight, *grad;   // [kBackwardTile][kBlock]
   A* grad_q;          // [kBackwardTile][Dp]
+  A* grad_bias;       // [bias_width] of this head, or null
 };
 
 template <class A>
@@ -504,6 +525,9 @@ void backward_block(const BandAttention& p, const BackwardTile<A>& tile, const A
     const int64_t i = tile.first + r;
     A* w = tile.weight + r * kBlock;
     A* g = tile.grad + r * kBlock;
+    const bool biased = p.bias != nullptr && band.low != nullptr;
+    const BiasRow<A> bias = biased ? bias_row<A>(p, band, tile.h, i, block.first) : BiasRow<A>{};
+    if (biased) add_bias(w, bias);
     if (!all_rows.whole || block.mask != nullptr) {
       mask_row(w, n0, n1, band.lo(i) - block.first, band.hi(i) - block.first, block.mask);
     }
@@ -523,6 +547,10 @@ void backward_block(const BandAttention& p, const BackwardTile<A>& tile, const A
         store(w + j, V(weight * keep));
         store(g + j, V(weight * (load<V>(g + j) * keep - delta)));
       }
+    }
+    if (biased && tile.grad_bias != nullptr) {
+      A* to = tile.grad_bias + (bias.data - (static_cast<const A*>(p.bias) + tile.h * p.bias_width));
+      for (int64_t j = bias.from; j < bias.to; ++j) to[j] += g[j];
     }
   }
   const int64_t from = all_rows.from, count = all_rows.to - all_rows.from;
@@ -553,6 +581,10 @@ void backward(const BandAttentionBackward& args) {
     while (t < tiles && band.lo(t * kBackwardTile) / kBlock < before / kBlock) ++t;
   }
   ends.get()[runs] = tiles;
+  // A bias is shared by all queries: every task adds to a part of its own, and the parts are added up in order.
+  const int64_t bias_size = args.grad_bias != nullptr ? group * p.bias_width : 0;
+  Scratch<A> bias_parts(heads * runs * bias_size);
+  fill(bias_parts.get(), heads * runs * bias_size, A(0));
   for (int64_t parity = 0; parity < 2; ++parity) {
     const int64_t some = (runs + 1 - parity) / 2;
     parallel_tasks(heads * some, p.threads, [&](int64_t task) {
@@ -596,9 +628,20 @@ void backward(const BandAttentionBackward& args) {
             }
           }
           fill(grad_q.get(), kBackwardTile * dp, A(0));
-          const BackwardTile<A> tile = {
-              b,          h,           first, size, q.data(), grad_out.data(), lse.data(), delta.data(), weight.get(),
-              grad.get(), grad_q.get()};
+          A* const part = bias_parts.get() + (task / some * runs + run) * bias_size;
+          A* const grad_bias = bias_size > 0 ? part + h % group * p.bias_width : nullptr;
+          const BackwardTile<A> tile = {b,
+                                        h,
+                                        first,
+                                        size,
+                                        q.data(),
+                                        grad_out.data(),
+                                        lse.data(),
+                                        delta.data(),
+                                        weight.get(),
+                                        grad.get(),
+                                        grad_q.get(),
+                                        grad_bias};
           for (int64_t j = 0; j * kBlock < p.num_global; ++j) {
             backward_block(p, tile, q_rows.data(), globals.get(j), all, p.num_keys + j * kBlock);
           }
@@ -622,6 +665,21 @@ void backward(const BandAttentionBackward& args) {
     const int64_t n = heads * keys * D;
     for (int64_t i = 0; i < n; ++i) g[i] *= A(1 / kLog2E);
   };
+  if (bias_size > 0) {
+    A* to = static_cast<A*>(args.grad_bias);
+    for (int64_t h = 0; h < p.heads; ++h) {
+      for (int64_t j = 0; j < p.bias_width; ++j) {
+        double sum = 0;
+        for (int64_t b = 0; b < p.batch; ++b) {
+          for (int64_t run = 0; run < runs; ++run) {
+            sum += bias_parts
+                       .get()[((b * p.kv_heads + h / group) * runs + run) * bias_size + h % group * p.bias_width + j];
+          }
+        }
+        to[h * p.bias_width + j] = A(sum);
+      }
+    }
+  }
   unscale(args.grad_k, p.num_keys);
   if (p.num_global > 0) unscale(args.grad_global_k, p.num_global);
 }

@@ -31,6 +31,12 @@ struct BandAttention {
   HeadsView q, k, v;
   HeadsView global_k, global_v;
   HeadsView residual;  // added to the result; data null for none
+  // Added to the score of key j for query i: bias[h][j - i / bias_stride + bias_shift]; global keys have none.
+  // Accumulator type, [heads, bias_width]; null for none.
+  const void* bias;
+  int64_t bias_width;
+  int64_t bias_stride;
+  int64_t bias_shift;
   HeadsView out;
   void* lse;  // accumulator type, [B, H, num_queries]
   // Dropout: weights are kept where hash(seed, b, h, i, j) >= drop_below, and multiplied by keep_factor.
@@ -50,6 +56,7 @@ struct BandAttentionBackward {
   void* grad_v;          // the same
   void* grad_global_k;   // [B, Hkv, num_global, D], zeros before
   void* grad_global_v;
+  void* grad_bias;  // [heads, bias_width], or null
 };
 
 }  // namespace il

@@ -24,14 +24,17 @@ def operands(B=2, H=4, Hkv=2, L=700, D=64, stride=1, dtype=torch.float32):
 
 
 def results(tensors, device, **options):
-    """out, lse, and the gradients of q, k, v and the residual, on the CPU."""
-    q, k, v, residual = (t.detach().to(device).requires_grad_() for t in tensors)
+    """out, lse, and the gradients of q, k, v, the residual and a bias, on the CPU."""
+    q, k, v, residual = leaves = [t.detach().to(device).requires_grad_() for t in tensors]
     options = {name: o.to(device) if isinstance(o, torch.Tensor) else o for name, o in options.items()}
+    if "bias" in options:
+        options["bias"] = options["bias"].to(q.dtype).requires_grad_()
+        leaves.append(options["bias"])
     out, lse = band_attention(q, k, v, residual=residual, return_lse=True, **options)
     seen = lse.isfinite()
     generator = torch.Generator().manual_seed(0)
     g, gl = (torch.randn(t.shape, generator=generator).bfloat16().to(t) for t in (out, lse))  # exact in every dtype
-    grads = torch.autograd.grad([out, lse], [q, k, v, residual], [g, torch.where(seen, gl, 0)])
+    grads = torch.autograd.grad([out, lse], leaves, [g, torch.where(seen, gl, 0)])
     return [t.detach().cpu() for t in (out, torch.where(seen, lse, 0), *grads)]
 
 
@@ -42,6 +45,7 @@ CASES = {
     "padding": {"left": 30, "right": 5, **PADDED},
     "global": {"left": 9, "right": 9, "global_index": torch.tensor([[0, 5, 699], [3, -1, 3]]), **PADDED},
     "pooled": {"left": 16, "right": 16, "kv_stride": 4},
+    "bias": {"left": 40, "right": 30, "bias": torch.sin(torch.arange(4 * 71.0)).view(4, 71), **PADDED},
 }
 
 

@@ -33,7 +33,7 @@ def small_tiles(monkeypatch) -> None:
 
 def arguments(
     B=1, H=2, Hkv=1, Lq=50, Lk=None, D=16, left=7, right=4, causal=False, stride=1, lengths=None, pad=False, G=0,
-    residual=False, dropout_p=0.0, dtype=torch.float64,
+    residual=False, dropout_p=0.0, bias=False, dtype=torch.float64,
 ) -> tuple:  # fmt: skip
     """What the registered op takes."""
     Lk = (-(-Lq // stride) if stride > 1 else Lq) if Lk is None else Lk
@@ -46,8 +46,9 @@ def arguments(
     valid = torch.rand(B, Lk) > 0.3 if pad else None
     extra = (randn(B, Hkv, G, D), randn(B, Hkv, G, D), torch.rand(B, G) > 0.3) if G else (None,) * 3
     seed = torch.tensor([2**61 + 12345678901]) if dropout_p else None
+    added = (randn(H, left + 1 + right), stride, left - (Lk - Lq if stride == 1 else 0)) if bias else ()
     return (randn(B, H, Lq, D), randn(B, Hkv, Lk, D), randn(B, Hkv, Lk, D), low, high, valid, *extra,
-            randn(B, H, Lq, D) if residual else None, D**-0.5, dropout_p, seed)  # fmt: skip
+            randn(B, H, Lq, D) if residual else None, D**-0.5, dropout_p, seed, *added)  # fmt: skip
 
 
 def upstream(out, lse):
@@ -73,6 +74,11 @@ CASES = {
     "residual": {"B": 2, "residual": True, "G": 2, "pad": True, "stride": 2},
     "dropout": {"B": 2, "dropout_p": 0.3, "G": 20},
     "much-dropout": {"Hkv": 2, "dropout_p": 0.6},
+    "bias": {"B": 2, "H": 4, "Hkv": 2, "left": 21, "right": 30, "bias": True},
+    "bias-fewer-keys": {"Lq": 60, "Lk": 33, "bias": True},
+    "bias-pooled": {"stride": 3, "left": 4, "right": 2, "causal": True, "bias": True, "pad": True},
+    "bias-global-dropout": {"B": 2, "G": 5, "pad": True, "dropout_p": 0.3, "bias": True},
+    "bias-packed": {"Lq": 70, "lengths": (5, 0, 40, 1, 24), "left": 40, "right": 0, "bias": True},
 }
 
 
@@ -108,7 +114,7 @@ def test_dtypes(D, dtype):
 
     out, lse = launch.forward(*args)
     g, gl = upstream(out, lse)
-    actual = [out, lse, *launch.backward(g, gl, out, lse, *args)]
+    actual = [out, lse, *launch.backward(g, gl, out, lse, *args)[:5]]  # there is no bias
     assert [t.dtype for t in actual] == [dtype, torch.float32, *[dtype] * 5]
     truth, same = eager(lambda t: t.detach().double()), eager(lambda t: t.detach().clone())
     for a, e, t in zip(actual, same, truth, strict=True):
@@ -271,7 +277,7 @@ q = torch.randn(2, 50, 4, 40, dtype=torch.bfloat16).transpose(1, 2)
 k = torch.randn(2, 1, 50, 40, dtype=torch.bfloat16)
 low, high = band(50, 50, 3, 3, False, 1, None, "cpu")
 valid = torch.ones(2, 50, dtype=torch.bool)
-args = q, k, k, low, high, valid, k, k, valid, q, 0.2, 0.6, torch.tensor([1])
+args = q, k, k, low, high, valid, k, k, valid, q, 0.2, 0.6, torch.tensor([1]), q[0, :, :7, 0], 1, 3
 out, lse = launch.forward(*args)
 launch.backward(out, lse, out, lse, *args)
 assert all(kernel.asm["cubin"] for kernel in made)
@@ -283,7 +289,7 @@ print(len(made))
 @pytest.mark.timeout(600)
 def test_what_is_launched_compiles():
     """With the types and alignments that Triton sees in arguments: bfloat16, dropout, an odd width; for sm_80."""
-    assert int(run_python(LAUNCH, timeout=500, TRITON_INTERPRET="0")) == 5  # grad_kv for global keys too
+    assert int(run_python(LAUNCH, timeout=500, TRITON_INTERPRET="0")) == 6  # grad_kv for global keys too
 
 
 COMPILE = """
@@ -302,7 +308,7 @@ def build(kernel, config, capability, dtype, width, **constants):
     acc = {name + "_ptr": "*fp64" if double else "*fp32" for name in ("lse", "delta", "grad_lse")}
     queries, keys, warps, stages = config
     constants |= {"HAS_VALID": True, "HAS_GLOBAL": True, "HAS_GLOBAL_VALID": True, "HAS_RESIDUAL": True}
-    constants |= {"HAS_GRAD_LSE": True, "BAND": True, "ACC": tl.float64 if double else tl.float32}
+    constants |= {"HAS_GRAD_LSE": True, "HAS_BIAS": True, "BAND": True, "ACC": tl.float64 if double else tl.float32}
     constants |= {"DIM": width, "WIDTH": width, "QUERIES": queries, "KEYS": keys}
     names = kernel.arg_names
     types = TYPES | acc | {name: "constexpr" for name in constants}
@@ -324,9 +330,11 @@ for dtype in dtypes:
     for capability in (80, 90):
         count += build(k.delta, (64, 0, 4, 1), capability, dtype, width)
         for precision in ("ieee", "tf32") if size == 4 else ("ieee",):
+            options = {"PRECISION": precision, "DROP": False}
             for name, config in kernels.items():
-                options = {"PRECISION": precision, "DROP": False}
                 count += build(getattr(k, name), config, capability, dtype, width, **options)
+            queries = kernels["grad_q"][1]  # as _grad_bias launches it
+            count += build(k.grad_bias, (queries, 0, 4, 1), capability, dtype, width, **options)
 print(count)
 """
 CONFIGS = sorted(launch.kernels.CONFIGS)
@@ -338,7 +346,7 @@ CONFIGS = sorted(launch.kernels.CONFIGS)
 @pytest.mark.parametrize(("width", "size"), CONFIGS, ids=str)
 def test_every_config_compiles(width, size):
     """And its shared memory is there on sm_80, sm_86, sm_89 and sm_90."""
-    dtypes, kernels = {2: (("fp16", "bf16"), 16), 4: (("fp32",), 14), 8: (("fp64",), 8)}[size]
+    dtypes, kernels = {2: (("fp16", "bf16"), 20), 4: (("fp32",), 18), 8: (("fp64",), 10)}[size]
     given = f"width, size, dtypes = {width}, {size}, {dtypes}\n"
     assert int(run_python(given + COMPILE, timeout=500, TRITON_INTERPRET="0")) == kernels
 

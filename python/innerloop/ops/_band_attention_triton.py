@@ -20,8 +20,9 @@ class _Call:
     """Operands of both passes as the kernels take them."""
 
     def __init__(
-        self, q, k, v, low, high, key_valid, global_k, global_v, global_valid, residual, scale, dropout_p, seed
-    ) -> None:
+        self, q, k, v, low, high, key_valid, global_k, global_v, global_valid, residual, scale, dropout_p, seed,
+        bias=None, bias_stride=1, bias_shift=0,
+    ) -> None:  # fmt: skip
         self.q, self.k, self.v, self.residual = _rows(q), _rows(k), _rows(v), _rows(residual)
         self.low, self.high = low.contiguous(), high.contiguous()
         self.has_global = global_k is not None and global_k.shape[2] > 0
@@ -33,6 +34,8 @@ class _Call:
         double = q.dtype == torch.float64
         self.acc = torch.float64 if double else torch.float32
         self.seed = q if seed is None else seed.to(q.device)
+        self.bias = None if bias is None else bias.contiguous()
+        self.bias_sizes = 0 if bias is None else bias.shape[1], bias_stride, bias_shift
         self.numbers = {
             "scale": scale,
             "below": int(dropout_p * 2**32),  # as in csrc/bind/cpu.cpp
@@ -61,13 +64,14 @@ class _Call:
     def keys(self) -> tuple[Tensor, ...]:
         """What a walk over keys reads, in the order of `forward` and `grad_q`."""
         return (self.q, self.k, self.v, self.low, self.high, _or(self.key_valid, self.q), self.global_k, self.global_v,
-                _or(self.global_valid, self.q))  # fmt: skip
+                _or(self.global_valid, self.q), _or(self.bias, self.q))  # fmt: skip
 
     def flags(self) -> dict[str, bool]:
         return {
             "HAS_VALID": self.key_valid is not None,
             "HAS_GLOBAL": self.has_global,
             "HAS_GLOBAL_VALID": self.global_valid is not None,
+            "HAS_BIAS": self.bias is not None,
         }
 
     def sizes(self) -> tuple[int, ...]:
@@ -103,7 +107,7 @@ def forward(q: Tensor, *rest) -> tuple[Tensor, Tensor]:
         with torch.cuda.device_of(q):
             kernels.forward[(call.query_tiles(options["QUERIES"]),)](
                 *call.keys(), _or(call.residual, q), call.seed, out, lse,
-                *_strides(call.q, call.k, call.v, call.residual), *call.sizes(),
+                *_strides(call.q, call.k, call.v, call.residual), *call.sizes(), *call.bias_sizes,
                 HAS_RESIDUAL=call.residual is not None, **call.flags(), **options,
             )  # fmt: skip
     return out, lse
@@ -111,7 +115,7 @@ def forward(q: Tensor, *rest) -> tuple[Tensor, Tensor]:
 
 def backward(
     grad_out, grad_lse, out, lse, q, k, v, low, high, key_valid, global_k, global_v, *rest
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The op `innerloop::band_attention_backward`."""
     call = _Call(q, k, v, low, high, key_valid, global_k, global_v, *rest)
     grad_out, out, lse = _rows(grad_out), _rows(out), lse.contiguous()
@@ -122,7 +126,7 @@ def backward(
             options = call.options("grad_q")
             kernels.grad_q[(call.query_tiles(options["QUERIES"]),)](
                 *call.keys(), call.seed, *saved, grad_q, *_strides(call.q, call.k, call.v, grad_out), *call.sizes(),
-                **call.flags(), **options,
+                *call.bias_sizes, **call.flags(), **options,
             )  # fmt: skip
         # Key j is seen by the queries with low <= j < high: neither ever falls, so they lie side by side.
         j = torch.arange(call.num_keys, dtype=torch.int32, device=q.device)
@@ -132,7 +136,8 @@ def backward(
             grads = _grad_kv(call, call.global_k, call.global_v, call.global_valid, None, call.num_keys, saved)
         else:
             grads = [q.new_empty(0 if t is None else t.shape) for t in (global_k, global_v)]
-    return grad_q, grad_k, grad_v, *grads
+        grad_bias = q.new_empty(0) if call.bias is None else _grad_bias(call, saved)
+    return grad_q, grad_k, grad_v, *grads, grad_bias
 
 
 def _delta(call: _Call, grad_out: Tensor, grad_lse: Tensor | None, out: Tensor) -> Tensor:
@@ -156,9 +161,29 @@ def _grad_kv(call: _Call, k, v, valid, seen_by, hash_first: int, saved: tuple[Te
         options = call.options("grad_kv")
         tiles = triton.cdiv(k.shape[2], options["KEYS"]) * call.batch * call.kv_heads
         kernels.grad_kv[(tiles, runs)](
-            call.q, k, v, *(seen_by or (call.low, call.high)), _or(valid, k), call.seed, *saved, *grads,
-            *_strides(call.q, k, v, saved[0]), *call.sizes()[:3], k.shape[2],
-            call.num_queries if runs == 1 else _RUN, hash_first, BAND=seen_by is not None, HAS_VALID=valid is not None,
-            **options,
+            call.q, k, v, *(seen_by or (call.low, call.high)), _or(valid, k), _or(call.bias, k), call.seed, *saved,
+            *grads, *_strides(call.q, k, v, saved[0]), *call.sizes()[:3], k.shape[2],
+            call.num_queries if runs == 1 else _RUN, hash_first, *call.bias_sizes, BAND=seen_by is not None,
+            HAS_VALID=valid is not None, HAS_BIAS=call.bias is not None and seen_by is not None, **options,
         )  # fmt: skip
     return [g[0] if runs == 1 else g.sum(0).to(call.q.dtype) for g in grads]
+
+
+def _grad_bias(call: _Call, saved: tuple[Tensor, ...]) -> Tensor:
+    """From runs of queries of each batch, added up after."""
+    runs = max(1, triton.cdiv(call.num_queries, _RUN))
+    shape = runs * call.batch, call.heads, call.bias_sizes[0]
+    parts = torch.empty(shape, dtype=call.acc, device=call.q.device)
+    if call.num_queries and parts.numel():
+        # The keys of grad_q's tile, so that twice as many queries and keys fit where its operands do.
+        size = call.configs["grad_q"][1]
+        tiles = triton.cdiv(call.bias_sizes[0], size) * call.batch * call.heads
+        kernels.grad_bias[(tiles, runs)](
+            call.q, call.k, call.v, call.low, call.high, _or(call.key_valid, call.q), call.bias, call.seed, *saved,
+            parts, *_strides(call.q, call.k, call.v, saved[0]), *call.sizes()[:4], _RUN, *call.bias_sizes,
+            HAS_VALID=call.key_valid is not None, QUERIES=size, num_warps=4, num_stages=1, **call.numbers,
+            **call.products,
+        )  # fmt: skip
+    else:
+        parts.zero_()
+    return parts.sum(0).to(call.q.dtype)

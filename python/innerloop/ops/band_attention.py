@@ -37,6 +37,7 @@ def band_attention(
     kv_stride: int = 1,
     dropout_p: float = 0.0,
     residual: Tensor | None = None,
+    bias: Tensor | None = None,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention of each query to the keys in a window around it.
@@ -64,13 +65,15 @@ def band_attention(
         kv_stride: ξ, queries per pooled key.
         dropout_p: probability that a weight is 0, the others being divided by 1 - dropout_p; from torch's generator.
         residual: (B, H, Lq, D), added to the result.
+        bias: (H, left + 1 + right), added to the scores by distance (T5, ALiBi, Swin): column c belongs to the key at
+            p_i - left + c. -inf hides a distance. Both radii must then be limited; global keys have no bias.
         return_lse: also return log Σ exp of the scores, in float32 (float64 for float64).
 
     Returns:
         Like q; with `return_lse` also (B, H, Lq), or (T, H) with `cu_seqlens`.
 
     Gradients:
-        For q, k, v, residual, and through lse. A second derivative raises.
+        For q, k, v, residual, bias, and through lse. A second derivative raises.
 
     Raises:
         TypeError: an argument that is no tensor, or an integer dtype.
@@ -87,18 +90,23 @@ def band_attention(
     """
     packed = cu_seqlens is not None
     _check(q, k, v, left, right, scale, key_valid, cu_seqlens, global_index, kv_stride, dropout_p, residual)
+    if bias is not None:
+        _check_bias(bias, q, left, right, heads=q.shape[1])
     if packed:
         q, k, v, residual = (t if t is None else t.transpose(0, 1).unsqueeze(0) for t in (q, k, v, residual))
     low, high = band(q.shape[2], k.shape[2], left, right, causal, kv_stride, cu_seqlens, q.device)
-    out, lse = attend(q, k, v, low, high, scale, key_valid, global_index, dropout_p, residual)
+    # Column of key j for query i: j - i // kv_stride + shift.
+    shift = 0 if bias is None else left - (k.shape[2] - q.shape[2] if kv_stride == 1 else 0)
+    out, lse = attend(q, k, v, low, high, scale, key_valid, global_index, dropout_p, residual, bias, kv_stride, shift)
     if packed:
         out, lse = out.squeeze(0).transpose(0, 1), lse.squeeze(0).transpose(0, 1)
     return (out, lse) if return_lse else out
 
 
 def attend(
-    q, k, v, low, high, scale=None, key_valid=None, global_index=None, dropout_p=0.0, residual=None
-) -> tuple[Tensor, Tensor]:
+    q, k, v, low, high, scale=None, key_valid=None, global_index=None, dropout_p=0.0, residual=None,
+    bias=None, bias_stride=1, bias_shift=0,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """out and lse of checked arguments, (B, H, L, D), for the keys [low, high) of each query."""
     global_k = global_v = global_valid = None
     if global_index is not None and global_index.numel() and k.shape[2]:
@@ -106,19 +114,21 @@ def attend(
     scale = q.shape[3] ** -0.5 if scale is None else float(scale)
     tensors = (q, k, v, low, high, key_valid, global_k, global_v, global_valid, residual)
     if not q.is_cpu and q.device.type != "meta" and not _has_kernel(q):
-        out, lse = _plain(*tensors, scale, dropout_p)
+        out, lse = _plain(*tensors, scale, dropout_p, bias, bias_stride, bias_shift)
     else:
         seed = None
         if dropout_p > 0:
             # On the device, where reading it does not wait: the call may be captured in a CUDA graph.
             seed = torch.randint(2**62, (1,), dtype=torch.int64, device=q.device if q.is_cuda else "cpu")
-        args = (*tensors, scale, float(dropout_p), seed)
-        if wants_grad(q, k, v, global_k, global_v, residual):
+        rest = scale, float(dropout_p), seed, bias, bias_stride, bias_shift
+        if wants_grad(q, k, v, global_k, global_v, residual, bias):
+            if torch.compiler.is_compiling():  # Dynamo refuses one tensor in two places of a Function
+                tensors = (q, k.view_as(k), v.view_as(v), *tensors[3:])
             # The backward pass needs the result alone; subtracting the residual from a rounded sum would lose it.
-            out, lse = _BandAttention.apply(*tensors[:-1], None, scale, float(dropout_p), seed)
+            out, lse = _BandAttention.apply(*tensors[:-1], None, *rest)
             out = out if residual is None else out + residual
         else:
-            out, lse = _forward(*args)
+            out, lse = _forward(*tensors, *rest)
     return out, lse
 
 
@@ -229,6 +239,19 @@ def _check(q, k, v, left, right, scale, key_valid, cu_seqlens, global_index, kv_
         _check_bounds(op, cu_seqlens, q.shape[0])
 
 
+def _check_bias(bias: Tensor, q: Tensor, left: int, right: int, heads: int, op: str = "band_attention") -> None:
+    if not isinstance(bias, Tensor):
+        raise TypeError(f"{op}: bias is {type(bias).__name__}, expected a tensor")
+    if left < 0 or right < 0:
+        raise ValueError(f"{op}: bias is given with left {left} and right {right}, expected both limited")
+    if tuple(bias.shape) != (heads, left + 1 + right):
+        raise ValueError(
+            f"{op}: bias has shape {tuple(bias.shape)}, expected (H, left + 1 + right) = {(heads, left + 1 + right)}"
+        )
+    if bias.dtype != q.dtype or bias.device != q.device:
+        raise ValueError(f"{op}: bias is {bias.dtype} on {bias.device}, expected {q.dtype} on {q.device} like q")
+
+
 def _readable(t: Tensor) -> bool:
     """Whether the values can be looked at: not while traced, batched or captured, nor where there are none."""
     if torch.compiler.is_compiling() or t.is_meta or isinstance(t, FakeTensor):
@@ -264,12 +287,13 @@ def _check_bounds(op: str, bounds: Tensor, total: int) -> None:
 
 _ARGS = (
     "Tensor q, Tensor k, Tensor v, Tensor low, Tensor high, Tensor? key_valid, Tensor? global_k, Tensor? global_v, "
-    "Tensor? global_valid, Tensor? residual, float scale, float dropout_p, Tensor? seed"
+    "Tensor? global_valid, Tensor? residual, float scale, float dropout_p, Tensor? seed, Tensor? bias=None, "
+    "SymInt bias_stride=1, SymInt bias_shift=0"
 )
 _forward = define(f"band_attention({_ARGS}) -> (Tensor, Tensor)")
 _backward = define(
     f"band_attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor out, Tensor lse, {_ARGS}) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
 
@@ -282,12 +306,21 @@ def _rows(t: Tensor | None) -> Tensor | None:
     return t if t is None or t.shape[-1] <= 1 or t.stride(-1) == 1 else t.contiguous()
 
 
-def _operands(q, k, v, low, high, key_valid, global_k, global_v, global_valid, residual, scale, dropout_p, seed):
+def _operands(
+    q, k, v, low, high, key_valid, global_k, global_v, global_valid, residual, scale, dropout_p, seed,
+    bias=None, bias_stride=1, bias_shift=0,
+):  # fmt: skip
     masks = (None if t is None else t.contiguous() for t in (key_valid, global_k, global_v, global_valid))
     return (
         *(_rows(t) for t in (q, k, v)), low, high, *masks, _rows(residual), scale, dropout_p,
-        0 if seed is None else int(seed), torch.get_num_threads(),
+        0 if seed is None else int(seed), None if bias is None else bias.to(_accumulator(q.dtype)).contiguous(),
+        bias_stride, bias_shift, torch.get_num_threads(),
     )  # fmt: skip
+
+
+def _bias_of(rest: tuple) -> Tensor | None:
+    """Of what follows global_v; torch leaves trailing arguments out where they have their defaults."""
+    return rest[5] if len(rest) > 5 else None
 
 
 @_forward.cpu
@@ -316,11 +349,14 @@ def _(grad_out, grad_lse, out, lse, q, k, v, low, high, key_valid, global_k, glo
     grad_q = torch.empty(q.shape, dtype=acc, device="cpu")
     shapes = (k.shape, v.shape, *(((0,),) * 2 if global_k is None else (global_k.shape, global_v.shape)))
     grads = [torch.zeros(shape, dtype=acc, device="cpu") for shape in shapes]
+    bias = _bias_of(rest)
+    grad_bias = None if bias is None else torch.zeros(bias.shape, dtype=acc, device="cpu")
     _cpu.band_attention_backward(
-        grad_q, *grads, _rows(grad_out), None if grad_lse is None else grad_lse.contiguous(), _rows(out), lse,
-        *_operands(q, k, v, low, high, key_valid, global_k, global_v, *rest),
+        grad_q, *grads, grad_bias, _rows(grad_out), None if grad_lse is None else grad_lse.contiguous(), _rows(out),
+        lse, *_operands(q, k, v, low, high, key_valid, global_k, global_v, *rest),
     )  # fmt: skip
-    return tuple(g.to(q.dtype) for g in (grad_q, *grads))
+    grad_bias = grads[0].new_empty(0) if grad_bias is None else grad_bias
+    return tuple(g.to(q.dtype) for g in (grad_q, *grads, grad_bias))
 
 
 @_backward.cuda
@@ -333,7 +369,8 @@ def _(*args):
 @_backward.fake
 def _(grad_out, grad_lse, out, lse, q, k, v, low, high, key_valid, global_k, global_v, *rest):
     none = q.new_empty(0)
-    shapes = (q, k, v, none if global_k is None else global_k, none if global_v is None else global_v)
+    bias = _bias_of(rest)
+    shapes = (q, k, v, *(none if t is None else t for t in (global_k, global_v, bias)))
     return tuple(q.new_empty(t.shape) for t in shapes)
 
 
@@ -344,40 +381,44 @@ class _BandAttention(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        *tensors, scale, dropout_p, seed = inputs
-        ctx.save_for_backward(*output, *tensors, seed)
-        ctx.numbers = scale, dropout_p
+        *tensors, scale, dropout_p, seed, bias, bias_stride, bias_shift = inputs
+        ctx.save_for_backward(*output, *tensors, seed, bias)
+        ctx.numbers, ctx.bias_numbers = (scale, dropout_p), (bias_stride, bias_shift)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx, grad_out, grad_lse):
-        out, lse, *tensors, seed = ctx.saved_tensors
+        out, lse, *tensors, seed, bias = ctx.saved_tensors
         if grad_out is None:
             if grad_lse is None:
-                return (None,) * 13
+                return (None,) * 16
             grad_out = torch.zeros_like(out)
         backward = _BandAttentionBackward.apply if torch.is_grad_enabled() else _backward
-        grads = backward(grad_out, grad_lse, out, lse, *tensors, *ctx.numbers, seed)
-        grad_q, grad_k, grad_v, grad_global_k, grad_global_v = grads
+        grads = backward(grad_out, grad_lse, out, lse, *tensors, *ctx.numbers, seed, bias, *ctx.bias_numbers)
+        grad_q, grad_k, grad_v, grad_global_k, grad_global_v, grad_bias = grads
         none = tensors[6] is None
         grad_global_k, grad_global_v = (None, None) if none else (grad_global_k, grad_global_v)
         grad_residual = None if tensors[9] is None else grad_out
         return (grad_q, grad_k, grad_v, None, None, None, grad_global_k, grad_global_v, None, grad_residual,
-                None, None, None)  # fmt: skip
+                None, None, None, None if bias is None else grad_bias, None, None)  # fmt: skip
 
 
 _BandAttentionBackward = last_derivative("band_attention", _backward)
 
 
-def _plain(q, k, v, low, high, key_valid, global_k, global_v, global_valid, residual, scale, dropout_p):
+def _plain(
+    q, k, v, low, high, key_valid, global_k, global_v, global_valid, residual, scale, dropout_p,
+    bias, bias_stride, bias_shift,
+):  # fmt: skip
     """Devices without a kernel: the definition itself, with its (Lq, Lk) scores."""
     warn_no_kernel("band_attention", q.device.type)
     acc = _accumulator(q.dtype)
-    q_, k_, v_, global_k, global_v, residual = (
-        None if t is None else t.to(acc) for t in (q, k, v, global_k, global_v, residual)
+    q_, k_, v_, global_k, global_v, residual, bias = (
+        None if t is None else t.to(acc) for t in (q, k, v, global_k, global_v, residual, bias)
     )
     out, lse = _reference(
         q_, k_, v_, low, high, scale=scale, key_valid=key_valid, global_k=global_k, global_v=global_v,
-        global_valid=global_valid, residual=residual, dropout_p=dropout_p,
+        global_valid=global_valid, residual=residual, dropout_p=dropout_p, bias=bias, bias_stride=bias_stride,
+        bias_shift=bias_shift,
     )  # fmt: skip
     return out.to(q.dtype), lse

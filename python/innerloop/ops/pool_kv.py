@@ -12,7 +12,7 @@ from .. import _cpu
 from ..reference.pool_kv import pool_kv as _reference
 from ._registry import define, last_derivative, wants_grad, warn_no_kernel
 from .band_attention import _check as _check_attention
-from .band_attention import attend, band
+from .band_attention import _check_bias, attend, band
 
 __all__ = ["pool_kv", "pooled_valid", "pooling_attention"]
 
@@ -114,6 +114,7 @@ def pooling_attention(
     key_valid: Tensor | None = None,
     dropout_p: float = 0.0,
     residual: Tensor | None = None,
+    bias: Tensor | None = None,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention of each query to the pooled keys around it: level 2 of Poolingformer, o = residual + z.
@@ -126,6 +127,7 @@ def pooling_attention(
         kernel, stride, mode, weight_k, weight_v: see :func:`pool_kv`.
         key_valid: bool (B, L), False for padding.
         residual: (B, H, L, D), level 1's output y, added in the same pass.
+        bias: (H, 2 radius + 1), added to the scores by distance in pooled entries.
         causal: only entries all of whose window lies at or before the query.
         scale, dropout_p, return_lse: see :func:`band_attention`.
 
@@ -144,8 +146,11 @@ def pooling_attention(
     _check_attention(
         q, pooled_k, pooled_v, radius, radius, scale, options["key_valid"], None, None, stride, dropout_p, residual
     )
+    if bias is not None:
+        _check_bias(bias, q, radius, radius, heads=q.shape[1], op="pooling_attention")
     overhang = max(0, kernel - max(0, (kernel - stride) // 2) - stride)
     low, high = band(q.shape[2], pooled_k.shape[2], radius, radius, causal, stride, None, q.device, overhang)
+    options |= {"bias": bias, "bias_stride": stride, "bias_shift": radius}
     out, lse = attend(q, pooled_k, pooled_v, low, high, scale, **options)
     return (out, lse) if return_lse else out
 

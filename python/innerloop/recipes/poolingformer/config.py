@@ -30,7 +30,7 @@ class Config:
 
     task: Literal["listops", "qa", "mlm"] = "listops"
     length: int = 512
-    min_length: int = 50
+    min_length: int = 10
     train: int = 6_000
     valid: int = 1_000
     test: int = 1_000
@@ -112,7 +112,7 @@ _LONG: dict[str, Any] = {
 #: lra is the ListOps of Long Range Arena with its model size (our schedule).
 PRESETS: Mapping[tuple[str, str], Mapping[str, Any]] = {
     ("listops", "quick"): {},
-    ("listops", "study"): {"train": 10_000, "test": 2_000, "epochs": 4},
+    ("listops", "study"): {"train": 12_000, "test": 2_000, "epochs": 4, "dropout": 0.0},
     ("listops", "lra"): {
         "length": 2000,
         "min_length": 500,
