@@ -19,6 +19,7 @@
 
 #include "core/gemm.h"
 #include "core/simd.h"
+#include "core/transpose.h"
 
 namespace il {
 namespace IL_ISA {
@@ -198,9 +199,9 @@ class Ring {
     if (tags_.get()[slot] != index) {
       evict(slot);
       tags_.get()[slot] = index;
-      transpose(k_, first, size, k_t);
+      pack(k_, first, size, k_t);
       if (backward_) {
-        transpose(v_, first, size, v_t);
+        pack(v_, first, size, v_t);
         fill(slab, 2 * kBlock * dp_, A(0));
       }
       if (valid_ != nullptr) {
@@ -238,14 +239,11 @@ class Ring {
   bool counts(int64_t j) const { return valid_ == nullptr || valid_[b_ * num_keys_ + j]; }
 
   // to[c][j] = row j, channel c. Missing and invalid keys are 0, so that a NaN there is multiplied by no weight.
-  void transpose(const HeadsView& t, int64_t first, int64_t size, A* to) {
-    constexpr int64_t step = 8;
+  void pack(const HeadsView& t, int64_t first, int64_t size, A* to) {
+    constexpr int64_t step = 4;
     for (int64_t j0 = 0; j0 < kBlock; j0 += step) {
       if (j0 + step <= size && valid_ == nullptr) {
-        const T* row = row_of<T>(t, b_, h_, first + j0);
-        for (int64_t c = 0; c < dim_; ++c) {
-          for (int64_t j = 0; j < step; ++j) to[c * kBlock + j0 + j] = widen(row[j * t.row_stride + c]);
-        }
+        transpose(row_of<T>(t, b_, h_, first + j0), t.row_stride, step, dim_, to + j0, kBlock);
       } else {
         for (int64_t j = j0; j < j0 + step; ++j) {
           const T* row = j < size && counts(first + j) ? row_of<T>(t, b_, h_, first + j) : nullptr;
@@ -447,8 +445,9 @@ void forward(const BandAttention& p) {
   constexpr int64_t lanes = Lanes<A>::count;
   const int64_t D = p.dim, dp = padded<A>(D), group = p.heads / p.kv_heads;
   const Band band = {p.low, p.high, p.num_keys}, all = {nullptr, nullptr, p.num_global};
-  const int64_t slots = ring_slots(band, p.num_queries, kTile);
   const int64_t tiles = (p.num_queries + kTile - 1) / kTile;
+  // Few queries: no block is read twice.
+  const int64_t slots = tiles == 1 && group == 1 ? 1 : ring_slots(band, p.num_queries, kTile);
   // Runs of tiles, long against the band that each has to pack again. Rows do not depend on how they are dealt.
   const int64_t heads = p.batch * p.kv_heads;
   const int64_t wanted = max64(4 * p.threads / max64(heads, 1), 1);
