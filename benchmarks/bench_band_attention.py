@@ -171,3 +171,68 @@ def test_length_and_dtype(length, dtype, quick, compare):
         Work(size * H * length * D * 4, 4 * H * D * pairs(length), dtype),
         path=path_taken("band_attention", "cpu"),
     )
+
+
+# ---- on a GPU ----
+
+
+def flex_gpu(length: int, stride: int) -> Attention:
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    radius = RADIUS // stride
+    mask = torch.compile(create_block_mask)(
+        lambda b, h, i, j: (i // stride - j).abs() <= radius, B=None, H=None, Q_LEN=length, KV_LEN=length // stride
+    )
+    compiled = torch.compile(flex_attention)
+    return lambda q, k, v: compiled(q, k, v, block_mask=mask)
+
+
+def flash() -> Attention | None:
+    """flash-attn's window, which has no pooled keys."""
+    module = peer("flash_attn")
+    if module is None:
+        return None
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        rows = (t.transpose(1, 2) for t in (q, k, v))
+        return module.flash_attn_func(*rows, window_size=(RADIUS, RADIUS)).transpose(1, 2)
+
+    return run
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("direction", ["forward", "forward+backward"])
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize(("length", "stride"), [(8192, 1), (8192, 4), (32768, 1), (131072, 1), (131072, 4)])
+def test_gpu(length, stride, dim, direction, quick, compare):
+    """bfloat16, 256 keys on each side, or 64 pooled ones; goals: 10 % from flash-attn, 2 times flex when pooled."""
+    if path_taken("band_attention", "cuda") != "Triton kernel":
+        pytest.skip("tensors on a GPU take the Triton kernel with INNERLOOP_GPU=triton")
+    length = 1024 if quick else length
+    backward = direction != "forward"
+    shapes = [(1, H, length, dim), *[(1, H, length // stride, dim)] * 2]
+    tensors = [torch.randn(s, device="cuda", dtype=torch.bfloat16, requires_grad=backward) for s in shapes]
+    grad = torch.randn(shapes[0], device="cuda", dtype=torch.bfloat16)
+    radius = RADIUS // stride
+    functions = {
+        OURS: lambda q, k, v: band_attention(q, k, v, left=radius, right=radius, kv_stride=stride),
+        "flex_attention, compiled": flex_gpu(length, stride),
+        "flash-attn": flash() if stride == 1 else None,
+    }
+    why = "has no pooled keys" if stride > 1 else "not installed"
+    absent = {name: why for name, function in functions.items() if function is None}
+    calls = {name: [call_of(f, tensors, grad, backward)] for name, f in functions.items() if f is not None}
+    results = {name: call() for name, (call,) in calls.items()}
+    for name, actual in results.items():
+        for i, (a, e) in enumerate(zip(actual, results[OURS], strict=True)):
+            assert_near(a.float(), e.float(), 2e-2, f"{name}, result {i}")
+    visible = pairs(length) if stride == 1 else length * (2 * radius + 1)
+    size, products = (12, 7) if backward else (4, 2)
+    compare(
+        f"band_attention {direction}, bfloat16, L={length}, stride {stride}, D={dim}, cuda",
+        calls,
+        Work(2 * H * length * dim * size, 2 * products * H * dim * visible, "bfloat16"),
+        device="cuda",
+        absent=absent,
+        path=path_taken("band_attention", "cuda"),
+    )

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pooled keys and values, and both attention levels of a Poolingformer layer beside the first: L=4096, H=8, D=64."""
+"""Pooled keys and values, both attention levels beside the first, and a whole layer: L=4096, H=8, D=64."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from harness import OURS, Work, assert_near, path_taken
+from harness import OURS, Work, assert_near, path_taken, peer
 from innerloop import band_attention, pool_kv, pooling_attention, reference
+from innerloop.nn import PoolingAttention, PoolingformerLayer, SlidingWindowAttention
 from torch import Tensor
 
 H, D, KERNEL, STRIDE, W1, RADIUS = 8, 64, 5, 4, 128, 128
@@ -78,3 +79,65 @@ def test_two_levels(direction, quick, compare):
 def band(length: int) -> tuple[Tensor, Tensor]:
     i = torch.arange(length)
     return (i - W1).clamp(min=0), (i + W1 + 1).clamp(max=length)
+
+
+def longformer_layer(dim: int, window: int) -> torch.nn.Module | None:
+    module = peer("transformers.models.longformer.modeling_longformer")
+    config = peer("transformers.models.longformer.configuration_longformer")
+    if module is None or config is None:
+        return None
+    options = config.LongformerConfig(
+        hidden_size=dim, num_attention_heads=H, intermediate_size=4 * dim, attention_window=[2 * window],
+        attention_probs_dropout_prob=0.0, hidden_dropout_prob=0.0,
+    )  # fmt: skip
+    return module.LongformerLayer(options, layer_id=0)
+
+
+# Ours and transformers' names inside a layer.
+THERE = {
+    "output": "attention.output.dense", "attention_norm": "attention.output.LayerNorm", "up": "intermediate.dense",
+    "down": "output.dense", "norm": "output.LayerNorm",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("pooling", ["mean", "ldconv"])
+def test_layer(pooling, quick, compare):
+    """Forward and backward of a whole layer, d = 512. Goal: 5 times transformers' Longformer.
+
+    Its window of 256 on each side has as many keys as ours of 128 and 128 pooled ones. 12 products of size L · d · d in
+    the Longformer and 13.5 in ours are neither's attention.
+    """
+    length, dim = (1024, 64) if quick else (4096, H * D)
+    x, g = torch.randn(1, length, dim, requires_grad=True), torch.randn(1, length, dim)
+    two = PoolingAttention(dim, H, (W1, W1), pool_window=STRIDE * RADIUS, kernel=KERNEL, stride=STRIDE, pooling=pooling)
+    one = SlidingWindowAttention(dim, H, (2 * W1, 2 * W1))
+    layers = {OURS: PoolingformerLayer(two, 4 * dim, dropout=0.0)}
+    layers["one level of 256 on each side"] = single = PoolingformerLayer(one, 4 * dim, dropout=0.0, eps=1e-12)
+    functions = {name: lambda layer=layer: layer(x) for name, layer in layers.items()}
+    theirs, absent = longformer_layer(dim, 2 * W1), {}
+    if theirs is None:
+        absent["HF Longformer layer"] = "not installed"
+    else:
+        mask = torch.zeros(1, length)
+        options = {"is_index_masked": mask < 0, "is_index_global_attn": mask > 0, "is_global_attn": False}
+        layers["HF Longformer layer"] = theirs
+        functions["HF Longformer layer"] = lambda: theirs(x, attention_mask=mask, **options)[0]
+        # With its weights our layer of one level gives its result.
+        single.attention = SlidingWindowAttention.from_longformer(theirs.attention.self)
+        for ours, there in THERE.items():
+            getattr(single, ours).load_state_dict(theirs.get_submodule(there).state_dict())
+        with torch.no_grad():
+            assert_near(single(x), functions["HF Longformer layer"](), 1e-4, "layer")
+
+    def train(name: str) -> list[Tensor]:
+        # There is no global token, so their projections get no gradient.
+        used = [p for n, p in layers[name].named_parameters() if "global" not in n]
+        return list(torch.autograd.grad(functions[name](), [x, *used], g))
+
+    compare(
+        f"Poolingformer layer ({pooling}) forward+backward, L={length}, d={dim}, cpu",
+        {name: [lambda name=name: train(name)] for name in layers},
+        Work(4 * length * dim * 2, int(6 * 13.5 * length * dim**2 + 2 * 7 * dim * length * 2 * (2 * W1 + 1))),
+        absent=absent,
+        path=path_taken("band_attention", "cpu"),
+    )

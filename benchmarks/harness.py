@@ -161,7 +161,9 @@ def path_taken(op: str, device: str) -> str:
     """Which code innerloop runs for this op: a kernel, or the plain definition where there is none yet."""
     if device == "cpu":
         return f"CPU kernel ({innerloop.cpu_isa()})"
-    chosen = gpu_kernels() if op == "relational_spmm" else None
+    chosen = gpu_kernels()
+    if op != "relational_spmm" and not (op == "band_attention" and chosen == "triton"):
+        chosen = None
     return {"cuda": "CUDA kernel", "triton": "Triton kernel"}.get(chosen, "plain definition in torch")
 
 

@@ -104,8 +104,8 @@ _LONG: dict[str, Any] = {
     "pool_window": 512,
     "two_level": 1,
     "lr": 3e-4,
-    "batch_size": 8,
-    "eval_batch_size": 8,
+    "batch_size": 4,
+    "eval_batch_size": 4,
 }
 
 #: {(task, preset): settings}. quick ends in minutes on two CPU cores; study is what docs/poolingformer.md reports;
@@ -128,7 +128,7 @@ PRESETS: Mapping[tuple[str, str], Mapping[str, Any]] = {
         "lr": 3e-4,
     },
     ("qa", "quick"): _LONG | {"epochs": 1, "limit": 40, "eval_examples": 40},
-    ("qa", "study"): _LONG | {"epochs": 2},
+    ("qa", "study"): _LONG | {"epochs": 1},
     ("mlm", "quick"): _LONG | {"epochs": 1, "limit": 40, "eval_examples": 40},
     ("mlm", "study"): _LONG | {"epochs": 3},
 }
