@@ -5,6 +5,7 @@
 
 #include <utility>
 
+#include "bind/checks.h"
 #include "core/graph.h"
 #include "core/kernels.h"
 #include "core/paths.h"
@@ -13,20 +14,9 @@
 namespace py = pybind11;
 using il::TensorView;
 
+void bind_infonce(py::module_& m);
+
 namespace {
-
-bool is_float(il::DType t) { return static_cast<int>(t) <= static_cast<int>(il::DType::kFloat16); }
-
-void check_shape(const TensorView& t, std::initializer_list<int64_t> want, const char* op, const char* arg) {
-  bool ok = t.ndim == static_cast<int>(want.size());
-  std::string text = "(";
-  int i = 0;
-  for (int64_t n : want) {
-    ok = ok && t.shape[i] == n;
-    text += (i++ ? ", " : "") + std::to_string(n);
-  }
-  IL_CHECK(ok, op, arg, "shape " + il::shape_str(t), "shape " + text + ")");
-}
 
 il::CsrView csr_view(const TensorView& csr, const char* op) {
   il::check_rank(csr, 1, op, "csr");
@@ -468,8 +458,6 @@ il::HeadsView heads_view(py::handle obj, const char* op, const char* arg, il::DT
   return {t.data, t.strides[0], t.strides[1], t.strides[2]};
 }
 
-il::DType accumulator(il::DType t) { return t == il::DType::kFloat64 ? t : il::DType::kFloat32; }
-
 // What forward and backward share: the operands.
 il::BandAttention band_args(const char* op, py::handle q, py::handle k, py::handle v, py::handle low, py::handle high,
                             py::handle key_valid, py::handle global_k, py::handle global_v, py::handle global_valid,
@@ -675,6 +663,7 @@ PYBIND11_MODULE(_cpu, m) {
       PyErr_SetString(PyExc_MemoryError, text.c_str());
     }
   });
+  bind_infonce(m);
   m.def("pool_kv", &pool_kv);
   m.def("pool_kv_backward", &pool_kv_backward);
   m.def("band_attention", &band_attention);

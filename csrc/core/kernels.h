@@ -5,6 +5,7 @@
 
 #include "cpu/band_attention.h"
 #include "cpu/bellman_ford.h"
+#include "cpu/infonce.h"
 #include "cpu/nbfnet_layer.h"
 #include "cpu/pool_kv.h"
 #include "cpu/relational_spmm.h"
@@ -13,6 +14,9 @@
   X(band_attention, (const BandAttention& args))                  \
   X(band_attention_backward, (const BandAttentionBackward& args)) \
   X(bellman_ford, (BellmanFord & args, int threads))              \
+  X(infonce, (const InfoNce& args))                               \
+  X(infonce_backward, (const InfoNceBackward& args))              \
+  X(infonce_mean, (const InfoNceMean& args))                      \
   X(nbfnet_layer, (const NbfnetLayer& args))                      \
   X(nbfnet_layer_backward, (const NbfnetLayerBackward& args))     \
   X(pool_kv, (const PoolKv& args))                                \

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .ops._functions import Aggregate, Message
     from .ops.band_attention import band_attention
     from .ops.bellman_ford import Semiring, bellman_ford
+    from .ops.infonce import ckd, infonce, ntxent, siglip, supcon
     from .ops.nbfnet_layer import nbfnet_layer
     from .ops.pool_kv import pool_kv, pooled_valid, pooling_attention
     from .ops.relational_spmm import relational_spmm
@@ -30,11 +31,16 @@ _EXPORTS = {
     "Semiring": ".ops.bellman_ford",
     "band_attention": ".ops.band_attention",
     "bellman_ford": ".ops.bellman_ford",
+    "ckd": ".ops.infonce",
+    "infonce": ".ops.infonce",
     "nbfnet_layer": ".ops.nbfnet_layer",
+    "ntxent": ".ops.infonce",
     "pool_kv": ".ops.pool_kv",
     "pooled_valid": ".ops.pool_kv",
     "pooling_attention": ".ops.pool_kv",
     "relational_spmm": ".ops.relational_spmm",
+    "siglip": ".ops.infonce",
+    "supcon": ".ops.infonce",
     "cpu_isa": ".system",
     "cpu_isas": ".system",
     "has_cuda_kernels": ".system",
@@ -49,20 +55,25 @@ __all__ = [
     "__version__",
     "band_attention",
     "bellman_ford",
+    "ckd",
     "compat",
     "cpu_isa",
     "cpu_isas",
     "data",
     "distributed",
     "has_cuda_kernels",
+    "infonce",
     "nbfnet_layer",
     "nn",
+    "ntxent",
     "ops",
     "pool_kv",
     "pooled_valid",
     "pooling_attention",
     "reference",
     "relational_spmm",
+    "siglip",
+    "supcon",
 ]
 
 

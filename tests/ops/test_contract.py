@@ -19,6 +19,9 @@ TESTED = {
     "band_attention": "test_band_attention.py",
     "band_attention_backward": "test_band_attention.py",
     "bellman_ford": "test_bellman_ford.py",
+    "infonce": "test_infonce.py",
+    "infonce_backward": "test_infonce.py",
+    "infonce_mean": "test_infonce.py",
     "nbfnet_layer": "test_nbfnet_layer.py",
     "nbfnet_layer_backward": "test_nbfnet_layer.py",
     "pool_kv": "test_pool_kv.py",
@@ -156,6 +159,12 @@ def _calls() -> dict[str, torch.Tensor]:
             )
         grads = torch.autograd.grad(out, tensors, torch.full_like(out, 1 / D))
         results |= {f"attention {D} {mode} {i}": t.detach() for i, t in enumerate((out, *grads))}
+    for D, name in itertools.product((5, 64), ("infonce", "ntxent", "siglip", "ckd")):
+        tensors = [torch.randn(130, D, requires_grad=True) for _ in range(2)]
+        options = {"log_scale": 0.5, "bias": -1.0} if name == "siglip" else {}
+        loss = getattr(innerloop, name)(*tensors, **options)
+        grads = torch.autograd.grad(loss, tensors, allow_unused=True)  # ckd's teacher has none
+        results |= {f"{name} {D} {i}": t.detach() for i, t in enumerate((loss, *grads)) if t is not None}
     return results
 
 
@@ -227,6 +236,11 @@ options = dict(key_valid=torch.rand(1, 20) > 0.1, global_index=torch.tensor([[1,
 innerloop.band_attention(q, k, v, left=2, right=2, residual=torch.randn(1, 2, 20, 4), **options).sum().backward()
 weight = torch.randn(3, 4)
 innerloop.pool_kv(k, v, kernel=3, stride=2, weight_k=weight, weight_v=weight)[0].sum().backward()
+x = torch.randn(12, 4, requires_grad=True)
+options = dict(negatives_mask="same_label", labels_q=torch.arange(12) // 2)
+innerloop.infonce(x, x, normalize=True, **options).backward()
+options = dict(negatives_mask="margin", tau_plus=0.1, normalize=True)
+innerloop.infonce(x, x, **options).backward()
 innerloop.nn.NBFNet(3, dim=4, num_layers=2).explain(case.graph.with_inverse(), 0, 1, 2)
 assert {name for name, _, _ in calls} == set(originals), "a kernel was not called"
 

@@ -94,7 +94,8 @@ def test_presets_make_models(task, preset):
     ]
     assert {layer.attention.window for layer in encoder.layers} == {(config.window, config.window)}
     last = encoder.layers[-1]
-    assert (last.attention.pool_window, last.attention.kernel, last.attention.stride) == (config.pool_window, 5, 4)
+    for name in ("pool_window", "kernel", "stride", "pooling"):
+        assert getattr(last.attention, name) == getattr(config, name)
     assert last.up.out_features == (1024 if preset == "lra" else 4 * config.dim)
     assert (encoder.max_length, encoder.dim, encoder.heads) == (config.length, config.dim, config.heads)
 
@@ -114,8 +115,8 @@ def test_one_level_takes_nothing_of_the_second():
 
 
 def test_make_config_overrides_what_is_given():
-    config = make_config("qa", "study", epochs=None, lr=0.5, share_weights=True)
-    assert (config.epochs, config.lr, config.share_weights, config.task) == (2, 0.5, True, "qa")
+    config = make_config("qa", "study", length=None, lr=0.5, share_weights=True)
+    assert (config.length, config.lr, config.share_weights, config.task) == (4096, 0.5, True, "qa")
     assert make_config("listops", dropout=0.0).dropout == 0.0
 
 
@@ -134,8 +135,7 @@ def test_make_config_errors():
         ("task", "nli", "one of listops, qa, mlm"),
         *((name, 0, "at least 1") for name in ("train", "valid", "test", "epochs", "batch_size", "eval_batch_size")),
         ("limit", 0, "at least 1"),
-        ("two_level", 5, r"0 to num_layers \(4\)"),
-        ("two_level", -1, r"0 to num_layers \(4\)"),
+        *(("two_level", value, r"0 to num_layers \(4\)") for value in (5, -1)),
         ("length", 7, "at least 8"),
         *((name, -1, "at least 0") for name in ("weight_decay", "seed", "eval_examples", "ffn_dim")),
         *((name, value, "a positive number") for name in ("lr", "clip") for value in (0.0, -1.0, math.nan)),
@@ -144,7 +144,7 @@ def test_make_config_errors():
 )
 def test_config_errors(setting, value, expected):
     with pytest.raises(ValueError, match=f"^{setting} is {value!r}, expected {expected}"):
-        Config(**{setting: value})
+        Config(**{"num_layers": 4, setting: value})
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_listops_bounds_are_checked(min_length):
 
 
 def test_make_problem_errors(tmp_path):
-    with pytest.raises(ValueError, match="data is 'some.txt', expected none: listops is generated"):
+    with pytest.raises(ValueError, match=r"data is 'some\.txt', expected none: listops is generated"):
         make_problem(LISTOPS, Path("some.txt"))
     with pytest.raises(ValueError, match="data is missing, expected an XQuAD file or a folder of them for task qa"):
         make_problem(QA)
@@ -365,30 +365,29 @@ class Fixed(torch.nn.Module):
 
 
 def test_question_totals_by_hand():
-    """Three questions: all right; the passage right and half of the span; another passage."""
+    """All right; only the first byte; only the last byte; another passage."""
     problem = QuestionProblem.__new__(QuestionProblem)  # without data
-    passage = torch.tensor([[-1, -1, 0, 0, 0, 0, -1, 1, 1, 1, 1, -1]] * 3)
-    start, end = torch.zeros(2, 3, 12)
-    scores = torch.tensor([[9.0, 2.0, 0.0], [9.0, 0.0, 2.0], [9.0, 2.0, 1.0]])  # "no passage" is never taken
+    passage = torch.tensor([[-1, -1, 0, 0, 0, 0, -1, 1, 1, 1, 1, -1]] * 4)
+    start, end = torch.zeros(2, 4, 12)
+    scores = [[9.0, 2.0, 0.0], [9.0, 0.0, 2.0], [9.0, 0.0, 3.0], [9.0, 2.0, 1.0]]  # "no passage" is never taken
     batch = {
         "tokens": passage,
-        "valid": passage,
+        "valid": passage >= -1,
         "global": passage,
         "passage": passage,
-        "answer_passage": torch.tensor([0, 1, 1]),
-        "start": torch.tensor([2, 7, 8]),
-        "end": torch.tensor([4, 8, 9]),
+        "answer_passage": torch.tensor([0, 1, 1, 1]),
+        "start": torch.tensor([2, 7, 8, 8]),
+        "end": torch.tensor([4, 8, 9, 9]),
     }
-    start[0, 2], end[0, 4] = 5.0, 5.0
-    start[1, 8], end[1, 10] = 5.0, 5.0  # 8 to 10, of 7 to 8 one is common: F1 2 · 1 / (3 + 2)
-    start[2, 8], end[2, 9] = 5.0, 5.0  # right, but outside the passage that was chosen
-    start[:, 0], end[:, 11] = 50.0, 50.0
-    totals = problem.totals(Fixed(QuestionAnsweringLogits(start, end, scores)), batch)
-    log = math.log
-    loss = sum(log(sum(map(math.exp, row))) for row in scores.tolist()) - (2.0 + 2.0 + 1.0)
-    assert totals == pytest.approx([3, 2, 1 + 2 / 5, 1, loss])
+    for row, (first, last) in enumerate([(2, 4), (7, 10), (7, 9), (8, 9)]):
+        start[row, first], end[row, last] = 5.0, 5.0
+    start[:, 0], end[:, 11] = 50.0, 50.0  # in no passage
+    totals = problem.totals(Fixed(QuestionAnsweringLogits(start, end, torch.tensor(scores))), batch)
+    f1 = 1 + 2 * 2 / (4 + 2) + 2 * 2 / (3 + 2)
+    loss = sum(math.log(sum(map(math.exp, row))) for row in scores) - (2.0 + 2.0 + 3.0 + 1.0)
+    assert totals == pytest.approx([4, 3, f1, 1, loss])
     metrics = problem.metrics(dict(zip(problem.columns, totals, strict=True)))
-    expected = {"passage_accuracy": 2 / 3, "span_f1": 1.4 / 3, "span_exact": 1 / 3, "passage_loss": loss / 3}
+    expected = {"passage_accuracy": 3 / 4, "span_f1": f1 / 4, "span_exact": 1 / 4, "passage_loss": loss / 4}
     assert metrics == pytest.approx(expected)
 
 

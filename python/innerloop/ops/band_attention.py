@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 from .. import _cpu
 from ..reference.band_attention import band_attention as _reference
 from ..system import gpu_kernels
+from ._checks import readable
 from ._registry import define, last_derivative, wants_grad, warn_no_kernel
 
 __all__ = ["band_attention"]
@@ -252,15 +252,6 @@ def _check_bias(bias: Tensor, q: Tensor, left: int, right: int, heads: int, op: 
         raise ValueError(f"{op}: bias is {bias.dtype} on {bias.device}, expected {q.dtype} on {q.device} like q")
 
 
-def _readable(t: Tensor) -> bool:
-    """Whether the values can be looked at: not while traced, batched or captured, nor where there are none."""
-    if torch.compiler.is_compiling() or t.is_meta or isinstance(t, FakeTensor):
-        return False
-    if torch._C._functorch.is_functorch_wrapped_tensor(t) or torch._C._get_tracing_state() is not None:
-        return False
-    return not (t.is_cuda and torch.cuda.is_current_stream_capturing())
-
-
 def _check_global(op: str, index: Tensor, cu_seqlens: Tensor | None, batch: int, num_keys: int) -> None:
     if cu_seqlens is not None:
         raise ValueError(f"{op}: global_index is given with cu_seqlens, expected one of them")
@@ -269,7 +260,7 @@ def _check_global(op: str, index: Tensor, cu_seqlens: Tensor | None, batch: int,
             f"{op}: global_index is {index.dtype} of shape {tuple(index.shape)}, expected torch.int64 of shape "
             f"({batch}, G)"
         )
-    if _readable(index) and index.numel() and (int(index.min()) < -1 or int(index.max()) >= num_keys):
+    if readable(index) and index.numel() and (int(index.min()) < -1 or int(index.max()) >= num_keys):
         bad = index[(index < -1) | (index >= num_keys)][0]
         raise ValueError(f"{op}: global_index holds {int(bad)}, expected positions in [0, {num_keys}), or -1")
 
@@ -279,7 +270,7 @@ def _check_bounds(op: str, bounds: Tensor, total: int) -> None:
         raise ValueError(
             f"{op}: cu_seqlens is {bounds.dtype} of shape {tuple(bounds.shape)}, expected integers of shape (N + 1,)"
         )
-    if not _readable(bounds):
+    if not readable(bounds):
         return
     if int(bounds[0]) != 0 or int(bounds[-1]) != total or bool((bounds.diff() < 0).any()):
         raise ValueError(f"{op}: cu_seqlens is {bounds.tolist()[:8]}…, expected 0 first, {total} last, never falling")
