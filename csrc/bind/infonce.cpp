@@ -46,7 +46,8 @@ il::InfoNce arguments(const char* op, py::handle q, py::handle k, py::handle inv
   il::InfoNce p{};
   p.rows = rows.shape[0], p.columns = columns.shape[0], p.dim = rows.shape[1];
   p.dtype = rows.dtype, p.kind = static_cast<il::ScoreSum>(kind), p.threads = threads;
-  p.scale = scale, p.bias = bias, p.skip_diagonal = skip_diagonal, p.upper = upper, p.want_columns = want_columns;
+  p.scale = scale, p.bias = bias, p.own_target = -1, p.skip_diagonal = skip_diagonal, p.upper = upper,
+  p.want_columns = want_columns;
   p.q = rows_view(q, op, "q", p.dtype, p.rows, p.dim, &p.q_stride);
   p.k = rows_view(k, op, "k", p.dtype, p.columns, p.dim, &p.k_stride);
   const il::DType acc = accumulator(p.dtype), i64 = il::DType::kInt64;
@@ -128,8 +129,12 @@ void infonce_mean(py::handle sums, py::handle grad_q, py::handle grad_k, py::han
                        threads);
   const il::InfoNce& p = m.scores;
   const il::DType acc = accumulator(p.dtype);
-  IL_CHECK(!targets.is_none(), op, "targets", "none", "one for each row");
-  for (int64_t i = 0; i < p.rows; ++i) {
+  if (p.targets == nullptr) {
+    IL_CHECK(p.columns >= p.rows, op, "k", std::to_string(p.columns) + " rows",
+             "a column for each row without targets");
+    m.scores.own_target = 0;
+  }
+  for (int64_t i = 0; p.targets != nullptr && i < p.rows; ++i) {
     IL_CHECK(p.targets[i] >= 0, op, "targets", std::to_string(p.targets[i]), "a column for each row");
   }
   m.normalize = normalize, m.row_weight = row_weight, m.column_weight = column_weight;

@@ -90,7 +90,9 @@ void load_block(const InfoNce& p, Block<A>& block) {
   transpose(block.rows, dp, kBlock, p.dim, block.transposed, kBlock);
 }
 
-IL_INLINE int64_t target_of(const InfoNce& p, int64_t i) { return p.targets != nullptr ? p.targets[i] : -1; }
+IL_INLINE int64_t target_of(const InfoNce& p, int64_t i) {
+  return p.targets != nullptr ? p.targets[i] : p.own_target < 0 ? -1 : p.own_target + i;
+}
 
 // Whether a tile of rows from first_row on has nothing to see in a block.
 template <class A>
@@ -302,10 +304,10 @@ void forward(const InfoNce& p) {
       if (p.row_count != nullptr) static_cast<int64_t*>(p.row_count)[i] = count.get()[r];
       static_cast<A*>(p.positive)[i] = A(0);
       if (target_of(p, i) < 0) continue;
-      const T* k = static_cast<const T*>(p.k) + p.targets[i] * p.k_stride;
+      const T* k = static_cast<const T*>(p.k) + target_of(p, i) * p.k_stride;
       const T* row = static_cast<const T*>(p.q) + i * p.q_stride;
       const A dot = dot_of<T, A>(row, k, p.dim);
-      static_cast<A*>(p.positive)[i] = dot * inverse<A>(p.inv_q, i) * inverse<A>(p.inv_k, p.targets[i]);
+      static_cast<A*>(p.positive)[i] = dot * inverse<A>(p.inv_q, i) * inverse<A>(p.inv_k, target_of(p, i));
     }
   });
   if (!p.want_columns) return;
@@ -495,12 +497,14 @@ void mean_loss(const InfoNceMean& args) {
     norms(all.q, all.q_stride, B, inv_q.get());
     norms(all.k, all.k_stride, N, inv_k.get());
   }
+  if (args.grad_k != nullptr) fill(static_cast<A*>(args.grad_k), N * all.dim, A(0));
   double loss = 0, grad_scale = 0;
   for (int64_t first = 0; first < B; first += chunk) {
     InfoNce p = all;
     p.rows = min64(chunk, B - first);
     p.q = static_cast<const T*>(all.q) + first * all.q_stride;
-    p.targets = all.targets + first;
+    p.targets = all.targets != nullptr ? all.targets + first : nullptr;
+    p.own_target = first;
     p.labels_q = all.labels_q != nullptr ? all.labels_q + first : nullptr;
     if (args.normalize) p.inv_q = inv_q.get() + first, p.inv_k = inv_k.get();
     p.want_columns = both;
@@ -520,7 +524,7 @@ void mean_loss(const InfoNceMean& args) {
         return weight * std::exp(negatives - lse);
       };
       grad_row.get()[i] = A(direction(double(row.get()[i]), args.row_weight / B));
-      const int64_t target = p.targets[i];
+      const int64_t target = target_of(p, i);
       if (both) grad_column.get()[target] = A(direction(double(column.get()[target]), args.column_weight / B));
       grad_positive.get()[i] = A(against_s * p.scale);
     }

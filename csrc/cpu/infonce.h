@@ -24,6 +24,7 @@ struct InfoNce {
   double scale;
   double bias;              // kSoftplus only
   const int64_t* targets;   // [B], the positive column of each row; kLogSumExp leaves it out of the sums
+  int64_t own_target;       // without targets: row i has column own_target + i, or none where this is -1
   const int64_t* labels_q;  // [B], or null
   const int64_t* labels_k;  // [N]: entries of equal labels are left out
   const void* limit_q;      // A [B], or null: similarities above are left out of a row's sum

@@ -4,6 +4,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import statistics
 import subprocess
@@ -136,8 +137,6 @@ def test_training_batches_hold_items_of_like_length(world_size):
         assert torch.equal(inside, inside.sort().values)
         spread.append(int(inside[-1] - inside[0]))
     assert statistics.mean(spread) < 30  # of 1000, in pools of 200; without sorting it would be 600
-    first = [int(lengths[b["items"][0]]) for b in batches]
-    assert first != sorted(first)  # short and long ones come mixed
 
 
 def test_training_batches_of_like_length_resume_and_reshuffle():
@@ -149,6 +148,8 @@ def test_training_batches_of_like_length_resume_and_reshuffle():
 
     loader = make()
     whole = list(loader)
+    first = [int(lengths[b["items"][0]]) for b in whole]
+    assert first != sorted(first)  # short and long ones come mixed
     iterator = iter(loader)
     for _ in range(5):
         next(iterator)
@@ -467,7 +468,7 @@ def test_fit_reads_its_preset(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_resume_is_exact_to_the_bit(runs, train, tmp_path, monkeypatch, task):
-    """With dropout and masks; stopped in mid-epoch, and at the last step of an epoch."""
+    """With dropout and masks; stopped in mid-epoch, and at the last step of an epoch. Memory may be saved meanwhile."""
     whole, result = runs[task]
     assert result["config"]["dropout"] > 0
     steps = load_checkpoint(whole / "last.ckpt", "poolingformer")["global_step"] // 2
@@ -487,7 +488,7 @@ def test_resume_is_exact_to_the_bit(runs, train, tmp_path, monkeypatch, task):
             train(task, tmp_path, resume="auto")
         assert load_checkpoint(tmp_path / "last.ckpt", "poolingformer")["global_step"] == done
         torch.rand(7)  # nothing depends on the generator's state
-    resumed = train(task, tmp_path, resume=tmp_path / "last.ckpt")
+    resumed = train(task, tmp_path, {"checkpoint": True}, resume=tmp_path / "last.ckpt")
     assert not stop_at
     assert resumed["test"] == result["test"]
     assert [{**row, "train_seconds": 0} for row in resumed["epochs"]] == [
@@ -496,7 +497,14 @@ def test_resume_is_exact_to_the_bit(runs, train, tmp_path, monkeypatch, task):
     a, b = (load_checkpoint(folder / "last.ckpt", "poolingformer") for folder in (whole, tmp_path))
     for part in ("state_dict", "optimizer_states", "lr_schedulers"):
         assert same(a[part], b[part])
-    assert train(task, tmp_path, resume="auto")["test"] == result["test"]  # a finished run
+
+
+def test_resume_of_a_finished_run_measures_it_again(runs, train, data, tmp_path):
+    for task, (output, result) in runs.items():
+        copy = shutil.copy(output / "last.ckpt", tmp_path / f"{task}.ckpt")
+        assert train(task, tmp_path / task, resume=copy)["test"] == result["test"]
+        few = {"eval_batch_size": 2, "eval_examples": 3}
+        assert train(task, tmp_path / task, few, resume="auto")["test"] == evaluate(copy, **few, **QUIET)
 
 
 @pytest.mark.parametrize(

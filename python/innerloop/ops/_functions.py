@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ._registry import apply
+
 __all__ = ["Aggregate", "Message", "run"]
 
 
@@ -125,7 +127,7 @@ def run(graph, relation, input, boundary, edge_weight, sum, mul) -> Tensor:
                     f"relational_spmm: a gradient is asked for, but {type(owner).__name__} has no `{name}`, expected a "
                     "function"
                 )
-    return _Fold.apply(graph, relation, input, boundary, edge_weight, aggregate, message)
+    return apply(_Fold, graph, relation, input, boundary, edge_weight, aggregate, message)
 
 
 def _pick(argument: str, value, kind: type, named: dict):

@@ -10,7 +10,7 @@ from .. import _cpu
 from ..reference.band_attention import band_attention as _reference
 from ..system import gpu_kernels
 from ._checks import readable
-from ._registry import define, last_derivative, wants_grad, warn_no_kernel
+from ._registry import apply, define, last_derivative, wants_grad, warn_no_kernel
 
 __all__ = ["band_attention"]
 
@@ -125,7 +125,7 @@ def attend(
             if torch.compiler.is_compiling():  # Dynamo refuses one tensor in two places of a Function
                 tensors = (q, k.view_as(k), v.view_as(v), *tensors[3:])
             # The backward pass needs the result alone; subtracting the residual from a rounded sum would lose it.
-            out, lse = _BandAttention.apply(*tensors[:-1], None, *rest)
+            out, lse = apply(_BandAttention, *tensors[:-1], None, *rest)
             out = out if residual is None else out + residual
         else:
             out, lse = _forward(*tensors, *rest)

@@ -25,7 +25,7 @@ from ._infonce_checks import (
     check_number,
     check_scalar,
 )
-from ._registry import define, last_derivative, wants_grad, warn_no_kernel
+from ._registry import apply, define, last_derivative, wants_grad, warn_no_kernel
 
 __all__ = ["ckd", "infonce", "ntxent", "siglip", "supcon"]
 
@@ -120,16 +120,17 @@ def infonce(
             decoupled=decoupled, reduction=reduction, return_lse=return_lse,
         )  # fmt: skip
     B, N = len(q), len(k)
-    p = torch.arange(B, device=q.device) if targets is None else targets
     acc = _accumulator(q.dtype)
     same = negatives_mask == "same_label"
     labels = (labels_q.long(), (labels_q if labels_k is None else labels_k).long()) if same else (None, None)
     plain = weights is queue is hard_negatives is None and not (tau_plus or decoupled or exclude_diagonal or return_lse)
     # A bias drops out of a softmax; only its own gradient, 0, would be missing.
     if plain and reduction == "mean" and negatives_mask != "margin" and not _wants_scalar(bias):
-        log_scale = _scalar(log_scale, acc, q)
-        if _fits(q, k, log_scale, symmetric, memory_budget):
-            return _mean(q, k, log_scale, p, labels, normalize, symmetric)
+        learned = log_scale if isinstance(log_scale, Tensor) else None
+        if _fits(q, k, learned, symmetric, memory_budget):
+            fixed = 1.0 if learned is not None or log_scale is None else math.exp(log_scale)
+            return _mean(q, k, learned, fixed, targets, labels, normalize, symmetric)
+    p = torch.arange(B, device=q.device) if targets is None else targets
     log_scale, bias = (_scalar(x, acc, q) for x in (log_scale, bias))
     scale = log_scale.double().exp().to(acc)
     inverse = (_inverse_norms(q), _inverse_norms(k)) if normalize else (None, None)
@@ -359,15 +360,12 @@ def ckd(
             reduction=reduction,
         )  # fmt: skip
     teacher = teacher.detach()
-    position = torch.arange(len(student), device=student.device)
     labels = (None, None) if labels is None else (labels.long(), labels.long())
+    plain = negatives == "teacher_student" and reduction == "mean"
+    if plain and _fits(teacher, student, None, symmetric, memory_budget):
+        return _mean(teacher, student, None, 1 / temperature, None, labels, True, symmetric)
+    position = torch.arange(len(student), device=student.device)
     log_scale = _scalar(-math.log(temperature), _accumulator(student.dtype), student)
-    if (
-        negatives == "teacher_student"
-        and reduction == "mean"
-        and _fits(teacher, student, log_scale, symmetric, memory_budget)
-    ):
-        return _mean(teacher, student, log_scale, position, labels, True, symmetric)
     inverse_s, inverse_t = _inverse_norms(student), _inverse_norms(teacher)
     options = {"targets": position, "labels": labels, "budget": memory_budget}
     columns = symmetric and negatives == "teacher_student"
@@ -502,7 +500,7 @@ def _sums(
         inverse_k = None if inverse[1] is None else inverse[1].view_as(inverse[1])
         labels_k = None if labels[1] is None else labels[1].view_as(labels[1])
         options = (inverse[0], inverse_k, log_scale, bias, targets, labels[0], labels_k, *options[7:])
-    return _Sums(*_Infonce.apply(q, k, *options))
+    return _Sums(*apply(_Infonce, q, k, *options))
 
 
 def _operands(q, k, inverse_q, inverse_k, log_scale, bias, targets, labels_q, labels_k, limit_q, limit_k, kind,
@@ -620,45 +618,52 @@ _InfonceBackward = last_derivative("infonce", _backward)
 # ---- the mean loss and its gradients in one go ----
 
 _mean_forward = define(
-    "infonce_mean(Tensor q, Tensor k, Tensor log_scale, Tensor targets, Tensor? labels_q, Tensor? labels_k, "
-    "bool normalize, bool symmetric, bool want_q, bool want_k) -> (Tensor, Tensor, Tensor)"
+    "infonce_mean(Tensor q, Tensor k, Tensor? log_scale, Tensor? targets, Tensor? labels_q, Tensor? labels_k, "
+    "float scale, bool normalize, bool symmetric, bool want_q, bool want_k) -> (Tensor, Tensor, Tensor)"
 )
 
 
-def _fits(q: Tensor, k: Tensor, log_scale: Tensor, symmetric: bool, budget: int) -> bool:
+def _fits(q: Tensor, k: Tensor, log_scale: Tensor | None, symmetric: bool, budget: int) -> bool:
     """Whether the scores may all be there at a time, as both directions and their gradients need them."""
     size = q.shape[0] * k.shape[0] * _accumulator(q.dtype).itemsize
     return not (symmetric and wants_grad(q, k, log_scale)) or size <= budget
 
 
-def _mean(q, k, log_scale, targets, labels, normalize: bool, symmetric: bool) -> Tensor:
+def _mean(q, k, log_scale, scale: float, targets, labels, normalize: bool, symmetric: bool) -> Tensor:
+    """The scale is `scale` times e^log_scale, a 0-d tensor or None."""
     want_q, want_k = wants_grad(q, log_scale), wants_grad(k)
+    options = (log_scale, targets, *labels, scale, normalize, symmetric, want_q, want_k)
     if not (want_q or want_k):
-        return _mean_forward(q, k, log_scale, targets, *labels, normalize, symmetric, False, False)[0][0]
+        return _mean_forward(q, k, *options)[0][0]
     if torch.compiler.is_compiling():  # Dynamo refuses one tensor in two places of a Function
-        k, labels = k.view_as(k), (labels[0], None if labels[1] is None else labels[1].view_as(labels[1]))
-    return _InfonceMean.apply(q, k, log_scale, targets, *labels, normalize, symmetric, want_q, want_k)[0]
+        k, labels_k = k.view_as(k), None if labels[1] is None else labels[1].view_as(labels[1])
+        options = (log_scale, targets, labels[0], labels_k, *options[4:])
+    return apply(_InfonceMean, q, k, *options)[0]
 
 
 def _empty_mean(q, k, want_q, want_k) -> tuple[Tensor, ...]:
-    grad_q, grad_k, _, _ = _empty_gradients(q, k, want_q, want_k)
-    return torch.empty(2, dtype=grad_q.dtype, device=q.device), grad_q, grad_k
+    acc = _accumulator(q.dtype)
+    return (
+        torch.empty(2, dtype=acc, device=q.device),
+        torch.empty(q.shape if want_q else 0, dtype=acc, device=q.device),
+        torch.empty(k.shape if want_k else 0, dtype=acc, device=q.device),
+    )
 
 
 @_mean_forward.cpu
-def _(q, k, log_scale, targets, labels_q, labels_k, normalize, symmetric, want_q, want_k):
+def _(q, k, log_scale, targets, labels_q, labels_k, scale, normalize, symmetric, want_q, want_k):
     sums, grad_q, grad_k = results = _empty_mean(q, k, want_q, want_k)
-    labels = (None if t is None else t.contiguous() for t in (labels_q, labels_k))
+    vectors = (None if t is None else t.contiguous() for t in (targets, labels_q, labels_k))
+    scale = scale if log_scale is None else scale * math.exp(float(log_scale))
     _cpu.infonce_mean(
-        sums, _or_none(grad_q, want_q), _or_none(grad_k, want_k), _rows(q), _rows(k), targets.contiguous(), *labels,
-        math.exp(float(log_scale)), normalize, *((0.5, 0.5) if symmetric else (1.0, 0.0)), want_q or want_k,
-        torch.get_num_threads(),
+        sums, _or_none(grad_q, want_q), _or_none(grad_k, want_k), _rows(q), _rows(k), *vectors, scale, normalize,
+        *((0.5, 0.5) if symmetric else (1.0, 0.0)), want_q or want_k, torch.get_num_threads(),
     )  # fmt: skip
     return results
 
 
 @_mean_forward.fake
-def _(q, k, log_scale, targets, labels_q, labels_k, normalize, symmetric, want_q, want_k):
+def _(q, k, log_scale, targets, labels_q, labels_k, scale, normalize, symmetric, want_q, want_k):
     return _empty_mean(q, k, want_q, want_k)
 
 
@@ -678,15 +683,15 @@ class _InfonceMean(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_loss, *_):
         if grad_loss is None:
-            return (None,) * 10
+            return (None,) * 11
         # With what the gradients belong to, so that a second derivative arrives at the node and raises.
-        scaled = (_Scaled.apply if torch.is_grad_enabled() else _scaled)(grad_loss, *ctx.saved_tensors)
-        return *(g if n else None for g, n in zip(scaled, ctx.needs_input_grad, strict=False)), *(None,) * 7
+        scaled = _Scaled.apply if torch.is_grad_enabled() else _scaled
+        return *scaled(ctx.needs_input_grad, grad_loss, *ctx.saved_tensors), *(None,) * 8
 
 
-def _scaled(factor: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """The gradients times `factor`, in the dtypes of what they belong to."""
-    return tuple((factor * g).to(t.dtype) for t, g in zip(tensors[:3], tensors[3:], strict=True))
+def _scaled(needed: tuple[bool, ...], factor: Tensor, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The needed gradients times `factor`, in the dtypes of what they belong to."""
+    return tuple((factor * tensors[3 + i]).to(tensors[i].dtype) if needed[i] else None for i in range(3))
 
 
 _Scaled = last_derivative("infonce", _scaled)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from .. import _cpu
 from ..graph import RelGraph
-from ._registry import define, last_derivative, wants_grad
+from ._registry import apply, define, last_derivative, wants_grad
 from .relational_spmm import _MUL_NAMES, MULS, Mul, loop_over_batch, relational_spmm
 from .relational_spmm import _check as check_relational_spmm
 
@@ -106,7 +106,7 @@ def nbfnet_layer(
     floats = (relation, input, query, weight, bias, norm_weight, norm_bias)
     args = (graph.csr, relation, input, source, *floats[2:], scalers, eps, MULS[mul], relu, residual)
     if wants_grad(*floats):
-        return _NbfnetLayer.apply(*args)[0]
+        return apply(_NbfnetLayer, *args)[0]
     return _forward(*args, False)[0]
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import _cpu
 from ..reference.pool_kv import pool_kv as _reference
-from ._registry import define, last_derivative, wants_grad, warn_no_kernel
+from ._registry import apply, define, last_derivative, wants_grad, warn_no_kernel
 from .band_attention import _check as _check_attention
 from .band_attention import _check_bias, attend, band
 
@@ -191,7 +191,7 @@ def _pool(x: Tensor, weight: Tensor | None, valid: Tensor | None, kernel: int, s
         warn_no_kernel("pool_kv", x.device.type)
         return _reference(x, weight, valid, kernel=kernel, stride=stride, mode=mode)
     args = (x, weight, valid, kernel, stride, MODES[mode])
-    return _PoolKv.apply(*args) if wants_grad(x, weight) else _forward(*args)
+    return apply(_PoolKv, *args) if wants_grad(x, weight) else _forward(*args)
 
 
 _ARGS = "Tensor x, Tensor? weight, Tensor? valid, int kernel, int stride, int mode"

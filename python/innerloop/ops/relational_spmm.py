@@ -14,7 +14,7 @@ from ..reference.relational_spmm import relational_spmm as _reference
 from ..system import gpu_kernels
 from . import _functions
 from ._functions import Aggregate, Message
-from ._registry import define, last_derivative, wants_grad, warn_no_kernel
+from ._registry import apply, define, last_derivative, wants_grad, warn_no_kernel
 
 __all__ = ["MULS", "SUMS", "relational_spmm"]
 
@@ -102,7 +102,7 @@ def relational_spmm(
         elif not input.is_cpu and not _has_kernel(graph, relation, input, boundary, edge_weight, mul_code):
             out = _plain(graph, relation, input, boundary, edge_weight, sum, mul)
         elif wants_grad(input, relation, boundary, edge_weight):
-            out = _RelationalSpmm.apply(csr, relation, input, boundary, edge_weight, sum_code, mul_code)
+            out = apply(_RelationalSpmm, csr, relation, input, boundary, edge_weight, sum_code, mul_code)
         else:
             out = _call(csr, relation, input, boundary, edge_weight, sum_code, mul_code)
     except (KeyError, AttributeError, TypeError, ValueError, RuntimeError):
