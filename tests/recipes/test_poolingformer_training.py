@@ -499,12 +499,18 @@ def test_resume_is_exact_to_the_bit(runs, train, tmp_path, monkeypatch, task):
         assert same(a[part], b[part])
 
 
-def test_resume_of_a_finished_run_measures_it_again(runs, train, data, tmp_path):
+def test_resume_of_a_finished_run_measures_it_again(runs, train, tmp_path):
     for task, (output, result) in runs.items():
-        copy = shutil.copy(output / "last.ckpt", tmp_path / f"{task}.ckpt")
-        assert train(task, tmp_path / task, resume=copy)["test"] == result["test"]
+        (tmp_path / task).mkdir()
+        copy = Path(shutil.copy(output / "last.ckpt", tmp_path / task))
+        assert train(task, copy.parent, resume="auto")["test"] == result["test"]
         few = {"eval_batch_size": 2, "eval_examples": 3}
-        assert train(task, tmp_path / task, few, resume="auto")["test"] == evaluate(copy, **few, **QUIET)
+        assert train(task, copy.parent, few, resume="auto")["test"] == evaluate(copy, **few, **QUIET)
+
+
+def test_resume_of_a_finished_run_in_another_folder(runs, train, tmp_path):
+    output, result = runs["listops"]
+    assert train("listops", tmp_path, resume=output / "last.ckpt")["test"] == result["test"]
 
 
 @pytest.mark.parametrize(
