@@ -385,10 +385,15 @@ def test_question_totals_by_hand():
     totals = problem.totals(Fixed(QuestionAnsweringLogits(start, end, torch.tensor(scores))), batch)
     f1 = 1 + 2 * 2 / (4 + 2) + 2 * 2 / (3 + 2)
     loss = sum(math.log(sum(map(math.exp, row))) for row in scores) - (2.0 + 2.0 + 3.0 + 1.0)
-    assert totals == pytest.approx([4, 3, f1, 1, loss])
+    span_loss = sum(
+        -(torch.log_softmax(start[i], 0)[batch["start"][i]] + torch.log_softmax(end[i], 0)[batch["end"][i]]).item() / 2
+        for i in range(4)
+    )
+    assert totals == pytest.approx([4, 3, f1, 1, loss, span_loss], rel=1e-5)
     metrics = problem.metrics(dict(zip(problem.columns, totals, strict=True)))
-    expected = {"passage_accuracy": 3 / 4, "span_f1": f1 / 4, "span_exact": 1 / 4, "passage_loss": loss / 4}
-    assert metrics == pytest.approx(expected)
+    expected = {"passage_accuracy": 3 / 4, "span_f1": f1 / 4, "span_exact": 1 / 4}
+    expected |= {"passage_loss": loss / 4, "span_loss": span_loss / 4}
+    assert metrics == pytest.approx(expected, rel=1e-5)
 
 
 def test_question_loss_and_totals_are_those_of_single_questions(xquad):
@@ -399,7 +404,7 @@ def test_question_loss_and_totals_are_those_of_single_questions(xquad):
     def log_softmax(row: list[float], i: int) -> float:
         return row[i] - math.log(sum(map(math.exp, row)))
 
-    expected, losses = [0.0] * 5, []
+    expected, losses = [0.0] * 6, []
     for i in items:
         q = problem.splits["train"][i]
         tokens = q.tokens()[None]
@@ -415,9 +420,11 @@ def test_question_loss_and_totals_are_those_of_single_questions(xquad):
         span = max(((s, e) for s in where for e in where if s <= e), key=lambda se: start[se[0]] + end[se[1]])
         ours, theirs = set(range(span[0], span[1] + 1)), set(range(gold[0], gold[1] + 1))
         passage_loss = -log_softmax(scores, 1 + q.passage)
-        row = [1, chosen == q.passage, 2 * len(ours & theirs) / (len(ours) + len(theirs)), span == gold, passage_loss]
+        span_loss = -(log_softmax(start, gold[0]) + log_softmax(end, gold[1])) / 2
+        f1 = 2 * len(ours & theirs) / (len(ours) + len(theirs))
+        row = [1, chosen == q.passage, f1, span == gold, passage_loss, span_loss]
         expected = [a + b for a, b in zip(expected, row, strict=True)]
-        losses.append(passage_loss - (log_softmax(start, gold[0]) + log_softmax(end, gold[1])) / 2)
+        losses.append(passage_loss + span_loss)
     batch = problem.batch("train", items)
     totals = problem.totals(model, batch)
     assert totals == pytest.approx(expected, rel=1e-5)

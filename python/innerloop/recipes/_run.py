@@ -76,9 +76,12 @@ def run(
             **trainer_options,
         )
         trainer.fit(task, datamodule, ckpt_path=start, weights_only=True)
-        chosen = last if task.monitor is None else Path(callbacks[0].best_model_path)
-        if not chosen.is_file():  # the folder was moved between two sessions
-            chosen = output / "best.ckpt"
+        if task.monitor is None:
+            chosen = last if last.is_file() else start  # a finished run, in another folder
+        else:
+            chosen = Path(callbacks[0].best_model_path)
+            if not chosen.is_file():  # the folder was moved between two sessions
+                chosen = output / "best.ckpt"
         saved = load_checkpoint(chosen, task.recipe, task.command)
         task.load_state_dict(saved["state_dict"])
         test = evaluated(trainer, task, datamodule, "test")

@@ -200,6 +200,7 @@ class Resumable(Checkpoint):
         trainer.save_checkpoint(partial, weights_only=False)
         if trainer.is_global_zero:
             partial.replace(self.path)
+        trainer.strategy.barrier()  # the others may read it at once
         self._saved_at = time.monotonic()
         if stop:
             raise Interrupted(self.path)

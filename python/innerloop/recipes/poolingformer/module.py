@@ -51,7 +51,8 @@ class PoolingformerTask(Task):
             }
             for decay in (True, False)
         ]
-        steps = int(self.trainer.estimated_stepping_batches)
+        # Not trainer.estimated_stepping_batches, which sets the loader up before a checkpoint's state reaches it.
+        steps = config.epochs * len(self.trainer.datamodule.train_dataloader())
         warmup = max(1, int(config.warmup * steps))
 
         def factor(step: int) -> float:

@@ -272,7 +272,7 @@ def compare(
         for variant in variants:
             config = replace(base, seed=seed, **VARIANTS[variant])
             place = folder / f"{variant}-{seed}"
-            row = _finished(place, config)
+            row = _finished(place, problem.name, config)
             if row is None:
                 options = {"resume": "auto", "accelerator": accelerator, "progress": progress}
                 row = train_on(problem, config, place, data=data, **options)["test"]
@@ -292,10 +292,11 @@ def compare(
     return results
 
 
-def _finished(place: Path, config: Config) -> dict[str, float] | None:
-    """The test row of a finished run with these settings."""
+def _finished(place: Path, dataset: str, config: Config) -> dict[str, float] | None:
+    """The test row of a finished run on this data with these settings."""
     try:
         stored = json.loads((place / "metrics.json").read_text())
-        return stored["test"] if Config(**stored["config"]) == config else None
+        same = stored["dataset"] == dataset and Config(**stored["config"]) == config
+        return stored["test"] if same else None
     except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError):
         return None

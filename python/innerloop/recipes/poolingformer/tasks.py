@@ -21,6 +21,7 @@ from innerloop.nn import (
     PoolingformerForMaskedLM,
     PoolingformerForQuestionAnswering,
     PoolingformerForSequenceClassification,
+    QuestionAnsweringLogits,
     global_positions,
 )
 from innerloop.recipes._batches import step_generator
@@ -122,11 +123,11 @@ class QuestionProblem(Problem):
         data: an XQuAD (SQuAD 1.1) file, or a folder of such files: all languages together.
     """
 
-    columns = ("count", "passage", "f1", "exact", "loss")
+    columns = ("count", "passage", "f1", "exact", "passage_loss", "span_loss")
 
     def __init__(self, config: Config, data: Path) -> None:
         files = _files(data, (".json", ".json.gz"))
-        self.name = f"{data.name.split('.json')[0]}-{config.length}"
+        self.name = f"{_stem(data)}-{config.length}"
         self.splits = {
             split: [q for file in files for q in longdoc.read_xquad_long(file, config.length, split=split)]
             for split in SPLITS
@@ -165,9 +166,13 @@ class QuestionProblem(Problem):
         }
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        logits = self._logits(model, batch)
-        span = F.cross_entropy(logits.start, batch["start"]) + F.cross_entropy(logits.end, batch["end"])
-        return F.cross_entropy(logits.passage, batch["answer_passage"] + 1) + span / 2
+        return sum(self._losses(self._logits(model, batch), batch))
+
+    @staticmethod
+    def _losses(logits: QuestionAnsweringLogits, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Of the passage, and of the span: the mean of its two ends."""
+        start, end = (F.cross_entropy(getattr(logits, x).float(), batch[x]) for x in ("start", "end"))
+        return F.cross_entropy(logits.passage.float(), batch["answer_passage"] + 1), (start + end) / 2
 
     def totals(self, model: nn.Module, batch: Batch) -> list[float]:
         logits = self._logits(model, batch)
@@ -180,15 +185,16 @@ class QuestionProblem(Problem):
             common = max(0, min(end, gold[1]) - max(start, gold[0]) + 1)
             f1 += 2 * common / (end - start + 1 + gold[1] - gold[0] + 1)
             exact += (start, end) == gold
-        loss = F.cross_entropy(logits.passage.float(), batch["answer_passage"] + 1, reduction="sum")
-        return [len(chosen), right, f1, exact, float(loss)]
+        passage_loss, span_loss = (float(x) * len(chosen) for x in self._losses(logits, batch))
+        return [len(chosen), right, f1, exact, passage_loss, span_loss]
 
     def metrics(self, totals: dict[str, float]) -> dict[str, float]:
-        names = {"passage_accuracy": "passage", "span_f1": "f1", "span_exact": "exact", "passage_loss": "loss"}
+        names = {"passage_accuracy": "passage", "span_f1": "f1", "span_exact": "exact"}
+        names |= {name: name for name in ("passage_loss", "span_loss")}
         return {name: totals[key] / totals["count"] for name, key in names.items()}
 
     @staticmethod
-    def _logits(model: nn.Module, batch: Batch):
+    def _logits(model: nn.Module, batch: Batch) -> QuestionAnsweringLogits:
         num_passages = int(batch["passage"].max()) + 1
         return model(
             batch["tokens"], batch["valid"], batch["global"], passage=batch["passage"], num_passages=num_passages
@@ -223,7 +229,7 @@ class MaskedProblem(Problem):
     def __init__(self, config: Config, data: Path) -> None:
         read = longdoc.read_sotu if ".jsonl" in data.suffixes else longdoc.read_wikitext
         texts = [article.text for article in read(data)]
-        self.name = f"{data.name.split('.')[0]}-{config.length}"
+        self.name = f"{_stem(data)}-{config.length}"
         of = {"train": set(range(8)), "valid": {8}, "test": {9}}
         self.splits = {
             split: longdoc.windows([t for i, t in enumerate(texts) if i % 10 in of[split]], config.length)
@@ -285,6 +291,14 @@ def make_problem(config: Config, data: Path | None = None) -> Problem:
         what = "an XQuAD file or a folder of them" if config.task == "qa" else "a State of the Union or wikitext file"
         raise ValueError(f"data is missing, expected {what} for task {config.task}")
     return (QuestionProblem if config.task == "qa" else MaskedProblem)(config, data)
+
+
+def _stem(path: Path) -> str:
+    """The name without what tells the format."""
+    name = path.name.removesuffix(".gz")
+    for suffix in (".json", ".jsonl", ".txt"):
+        name = name.removesuffix(suffix)
+    return name
 
 
 def _files(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
