@@ -162,7 +162,7 @@ def path_taken(op: str, device: str) -> str:
     if device == "cpu":
         return f"CPU kernel ({innerloop.cpu_isa()})"
     chosen = gpu_kernels()
-    if op != "relational_spmm" and not (op == "band_attention" and chosen == "triton"):
+    if op != "relational_spmm" and not (op in ("band_attention", "infonce") and chosen == "triton"):
         chosen = None
     return {"cuda": "CUDA kernel", "triton": "Triton kernel"}.get(chosen, "plain definition in torch")
 

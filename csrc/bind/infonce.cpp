@@ -120,13 +120,13 @@ void infonce_backward(py::handle grad_q, py::handle grad_k, py::handle row_dot, 
 }
 
 void infonce_mean(py::handle sums, py::handle grad_q, py::handle grad_k, py::handle q, py::handle k, py::handle targets,
-                  py::handle labels_q, py::handle labels_k, double scale, bool normalize, double row_weight,
-                  double column_weight, bool want_gradients, int threads) {
+                  py::handle labels_q, py::handle labels_k, double scale, bool normalize, bool skip_diagonal,
+                  double row_weight, double column_weight, bool want_gradients, int threads) {
   const char* op = "infonce_mean";
   const py::none none;
   il::InfoNceMean m{};
-  m.scores = arguments(op, q, k, none, none, targets, labels_q, labels_k, none, none, scale, 0, 0, false, false, false,
-                       threads);
+  m.scores = arguments(op, q, k, none, none, targets, labels_q, labels_k, none, none, scale, 0, 0, skip_diagonal, false,
+                       false, threads);
   const il::InfoNce& p = m.scores;
   const il::DType acc = accumulator(p.dtype);
   if (p.targets == nullptr) {

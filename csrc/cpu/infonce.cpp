@@ -121,7 +121,8 @@ struct Masks {
     const int64_t target = target_of(p, i) - block.first;
     if (target >= 0 && target < kBlock) s[target] = -A(INFINITY);
     for (int64_t j = 0; p.upper && j < min64(i + 1 - block.first, kBlock); ++j) s[j] = -A(INFINITY);
-    if (p.skip_diagonal && i >= block.first && i < block.first + kBlock) s[i - block.first] = -A(INFINITY);
+    const int64_t own = p.first_row + i - block.first;
+    if (p.skip_diagonal && own >= 0 && own < kBlock) s[own] = -A(INFINITY);
     if (p.labels_q != nullptr) {
       const int64_t label = p.labels_q[i];
       const int64_t* labels = p.labels_k + block.first;
@@ -470,7 +471,7 @@ void backward(const InfoNceBackward& args) {
 
 // Rows of a chunk whose scores are there at a time, where only row sums are wanted.
 template <class A>
-int64_t chunk_rows(int64_t rows, int64_t columns) {
+int64_t chunk_rows(int64_t columns) {
   constexpr int64_t bytes = int64_t(16) << 20;
   return max64(min64(bytes / (max64(columns, 1) * int64_t(sizeof(A))), 2 * kPanel) / kTile * kTile, kTile);
 }
@@ -482,7 +483,7 @@ void mean_loss(const InfoNceMean& args) {
   const int64_t B = all.rows, N = all.columns;
   const bool both = args.column_weight != 0;
   // Sums over columns need all rows; otherwise a chunk's gradients follow as soon as its own sums are there.
-  const int64_t chunk = both ? max64(B, 1) : chunk_rows<A>(B, N);
+  const int64_t chunk = both ? max64(B, 1) : chunk_rows<A>(N);
   Scratch<A> inv_q(B), inv_k(N), positive(chunk), row(chunk), column(both ? N : 0), grad_positive(chunk),
       grad_row(chunk), grad_column(both ? N : 0), dot(chunk), total(chunk),
       scores(args.want_gradients ? min64(chunk, B) * N : 0);
@@ -504,7 +505,7 @@ void mean_loss(const InfoNceMean& args) {
     p.rows = min64(chunk, B - first);
     p.q = static_cast<const T*>(all.q) + first * all.q_stride;
     p.targets = all.targets != nullptr ? all.targets + first : nullptr;
-    p.own_target = first;
+    p.own_target = p.first_row = first;
     p.labels_q = all.labels_q != nullptr ? all.labels_q + first : nullptr;
     if (args.normalize) p.inv_q = inv_q.get() + first, p.inv_k = inv_k.get();
     p.want_columns = both;

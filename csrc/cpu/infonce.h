@@ -11,10 +11,11 @@ enum class ScoreSum : int { kLogSumExp = 0, kSoftplus = 1 };
 // up to: log Σ e^score (kLogSumExp), or Σ log(1 + e^(score + bias)) (kSoftplus). A is float, or double for double
 // inputs.
 struct InfoNce {
-  int64_t rows;     // B
-  int64_t columns;  // N
-  int64_t dim;      // D
-  DType dtype;      // of q and k
+  int64_t rows;       // B
+  int64_t columns;    // N
+  int64_t dim;        // D
+  int64_t first_row;  // number of the first row, where these are some of the rows
+  DType dtype;        // of q and k
   ScoreSum kind;
   const void* q;  // [B, D], rows q_stride elements apart
   const void* k;  // [N, D]

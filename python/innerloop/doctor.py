@@ -105,7 +105,7 @@ def _cuda_path(name: str) -> str:
     if name == "nbfnet_layer":
         return f"relational_spmm ({_cuda_path('relational_spmm')}), then dense products of torch"
     if not _registered(name, "CUDA"):
-        return "plain torch definition: no CUDA kernel yet; it forms what a kernel avoids, and is not yet measured on a GPU"
+        return "plain torch definition: no CUDA kernel yet; it forms what a kernel avoids, not yet measured on a GPU"
     wanted = system.gpu_kernels()
     if wanted == "cuda" and name == "band_attention":
         return "plain torch definition; its GPU kernels are Triton's, taken with INNERLOOP_GPU=triton"

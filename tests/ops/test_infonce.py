@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -521,7 +522,7 @@ def test_opcheck(kind, upper):
 def test_opcheck_mean():
     z, labels = torch.randn(9, 5, dtype=torch.float64), torch.arange(9) % 4
     scale = torch.tensor(0.3, dtype=torch.float64)
-    for flags in ((True, True, True, True), (False, False, False, True), (True, True, False, False)):
+    for flags in itertools.product((False, True), repeat=5):
         args = z, z.flip(0), scale, torch.arange(9), labels, labels, 0.5, *flags
         torch.library.opcheck(torch.ops.innerloop.infonce_mean.default, args)
 

@@ -32,8 +32,9 @@ __all__ = ["ckd", "infonce", "ntxent", "siglip", "supcon"]
 Reduction = Literal["mean", "sum", "none"]
 
 #: Bytes of scores that are kept between forward and backward; a larger matrix is computed again.
-MEMORY_BUDGET = 64 << 20
+MEMORY_BUDGET = 40 << 20
 _EPS = 1e-12  # of the norms
+_FEW = 512  # rows up to which calls cost more than products: one call for all pairs beats several for half of them
 _LSE, _SOFTPLUS = 0, 1
 _REDUCTIONS = ("mean", "sum", "none")
 
@@ -207,7 +208,10 @@ def ntxent(
     if _without_kernel("ntxent", z1):
         return _plain_ntxent(z1, z2, temperature=temperature, normalize=normalize, reduction=reduction)
     z, B = torch.cat([z1, z2]), len(z1)
-    sums = _of_itself(z, normalize, temperature, torch.arange(2 * B, device=z.device).roll(B), memory_budget)
+    partner = torch.arange(2 * B, device=z.device).roll(B)
+    if reduction == "mean" and 2 * B <= _FEW and 4 * B * B * z.element_size() <= memory_budget:
+        return _mean(z, z, None, 1 / temperature, partner, (None, None), normalize, False, skip_diagonal=True)
+    sums = _of_itself(z, normalize, temperature, partner, memory_budget)
     positive = sums.positive[:B].repeat(2) / temperature
     loss, _ = _cross_entropy(_lse_of_both(sums), positive)
     return _reduce(loss, reduction)
@@ -619,7 +623,8 @@ _InfonceBackward = last_derivative("infonce", _backward)
 
 _mean_forward = define(
     "infonce_mean(Tensor q, Tensor k, Tensor? log_scale, Tensor? targets, Tensor? labels_q, Tensor? labels_k, "
-    "float scale, bool normalize, bool symmetric, bool want_q, bool want_k) -> (Tensor, Tensor, Tensor)"
+    "float scale, bool normalize, bool skip_diagonal, bool symmetric, bool want_q, bool want_k) "
+    "-> (Tensor, Tensor, Tensor)"
 )
 
 
@@ -629,10 +634,12 @@ def _fits(q: Tensor, k: Tensor, log_scale: Tensor | None, symmetric: bool, budge
     return not (symmetric and wants_grad(q, k, log_scale)) or size <= budget
 
 
-def _mean(q, k, log_scale, scale: float, targets, labels, normalize: bool, symmetric: bool) -> Tensor:
+def _mean(
+    q, k, log_scale, scale: float, targets, labels, normalize: bool, symmetric: bool, skip_diagonal: bool = False
+) -> Tensor:
     """The scale is `scale` times e^log_scale, a 0-d tensor or None."""
     want_q, want_k = wants_grad(q, log_scale), wants_grad(k)
-    options = (log_scale, targets, *labels, scale, normalize, symmetric, want_q, want_k)
+    options = (log_scale, targets, *labels, scale, normalize, skip_diagonal, symmetric, want_q, want_k)
     if not (want_q or want_k):
         return _mean_forward(q, k, *options)[0][0]
     if torch.compiler.is_compiling():  # Dynamo refuses one tensor in two places of a Function
@@ -651,19 +658,19 @@ def _empty_mean(q, k, want_q, want_k) -> tuple[Tensor, ...]:
 
 
 @_mean_forward.cpu
-def _(q, k, log_scale, targets, labels_q, labels_k, scale, normalize, symmetric, want_q, want_k):
+def _(q, k, log_scale, targets, labels_q, labels_k, scale, normalize, skip_diagonal, symmetric, want_q, want_k):
     sums, grad_q, grad_k = results = _empty_mean(q, k, want_q, want_k)
     vectors = (None if t is None else t.contiguous() for t in (targets, labels_q, labels_k))
     scale = scale if log_scale is None else scale * math.exp(float(log_scale))
     _cpu.infonce_mean(
         sums, _or_none(grad_q, want_q), _or_none(grad_k, want_k), _rows(q), _rows(k), *vectors, scale, normalize,
-        *((0.5, 0.5) if symmetric else (1.0, 0.0)), want_q or want_k, torch.get_num_threads(),
+        skip_diagonal, *((0.5, 0.5) if symmetric else (1.0, 0.0)), want_q or want_k, torch.get_num_threads(),
     )  # fmt: skip
     return results
 
 
 @_mean_forward.fake
-def _(q, k, log_scale, targets, labels_q, labels_k, scale, normalize, symmetric, want_q, want_k):
+def _(q, k, log_scale, targets, labels_q, labels_k, scale, normalize, skip_diagonal, symmetric, want_q, want_k):
     return _empty_mean(q, k, want_q, want_k)
 
 
@@ -683,10 +690,10 @@ class _InfonceMean(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_loss, *_):
         if grad_loss is None:
-            return (None,) * 11
+            return (None,) * 12
         # With what the gradients belong to, so that a second derivative arrives at the node and raises.
         scaled = _Scaled.apply if torch.is_grad_enabled() else _scaled
-        return *scaled(ctx.needs_input_grad, grad_loss, *ctx.saved_tensors), *(None,) * 8
+        return *scaled(ctx.needs_input_grad, grad_loss, *ctx.saved_tensors), *(None,) * 9
 
 
 def _scaled(needed: tuple[bool, ...], factor: Tensor, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
