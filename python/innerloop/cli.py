@@ -28,6 +28,9 @@ usage: innerloop COMMAND ...
   innerloop poolingformer evaluate CKPT
                                   measure a trained model
   innerloop poolingformer compare train one and two levels, and kinds of pooling, with several seeds
+  innerloop ckd fit               train a small image classifier with a teacher's logits
+  innerloop ckd evaluate CKPT     measure a trained one
+  innerloop ckd compare           train by several methods with several seeds
   innerloop doctor                which implementation each operator takes on this machine, and why
 """
 
@@ -36,6 +39,7 @@ _COMMANDS = {
     "nbfnet": ("fit", "evaluate", "explain", "links", "heuristics"),
     "ultra": ("predict", "evaluate", "fit"),
     "poolingformer": ("fit", "evaluate", "compare"),
+    "ckd": ("fit", "evaluate", "compare"),
 }
 
 
@@ -89,7 +93,7 @@ def _recipe(name: str, arguments: list[str]) -> int:
     except Interrupted as stop:
         print(f"innerloop: {stop} with --resume auto", file=sys.stderr)
         return 130
-    except (FileNotFoundError, MemoryError, ValueError) as error:
+    except (FileNotFoundError, ImportError, MemoryError, ValueError) as error:
         if not _is_ours(error):
             raise
         print(f"innerloop: {error}", file=sys.stderr)

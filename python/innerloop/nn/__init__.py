@@ -2,6 +2,8 @@
 """torch.nn modules on the ops."""
 
 from .astarnet import AStarNet, AStarSearch, AStarSelection
+from .distillation import DKDLoss, KDLoss, cosine_kd, dkd, kd
+from .distillation_features import CRDLoss, PKTLoss, RKDLoss, SPLoss, hcl, pkt, rkd, sp
 from .nbfnet import ExplainedPath, GeneralizedRelationalConv, NBFNet, pna_scalers
 from .poolingformer import PoolingAttention, PoolingformerLayer, SlidingWindowAttention, global_positions
 from .poolingformer_encoder import PoolingformerEncoder, load_roberta, position_copies
@@ -18,9 +20,13 @@ __all__ = [
     "AStarNet",
     "AStarSearch",
     "AStarSelection",
+    "CRDLoss",
+    "DKDLoss",
     "ExplainedPath",
     "GeneralizedRelationalConv",
+    "KDLoss",
     "NBFNet",
+    "PKTLoss",
     "PoolingAttention",
     "PoolingformerEncoder",
     "PoolingformerForMaskedLM",
@@ -29,11 +35,20 @@ __all__ = [
     "PoolingformerForSummarization",
     "PoolingformerLayer",
     "QuestionAnsweringLogits",
+    "RKDLoss",
+    "SPLoss",
     "SlidingWindowAttention",
     "Ultra",
+    "cosine_kd",
+    "dkd",
     "global_positions",
+    "hcl",
+    "kd",
     "load_roberta",
+    "pkt",
     "pna_scalers",
     "position_copies",
     "relation_graph",
+    "rkd",
+    "sp",
 ]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["TrainingBatches", "step_generator"]
+__all__ = ["EvaluationBatches", "TrainingBatches", "step_generator"]
 
 
 def step_generator(seed: int, *stream: int) -> torch.Generator:
@@ -92,3 +92,22 @@ class TrainingBatches:
                 f"this run has {self.world_size}: their batches differ"
             )
         self._done = state["done"]
+
+
+class EvaluationBatches:
+    """Positions of examples in order, as lists; a process takes every world-th, none is given twice.
+
+    All processes see equally many batches, at the end empty ones if need be.
+    """
+
+    def __init__(self, size: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        self.size, self.batch_size = size, batch_size
+        self.rank, self.world_size = rank, world_size
+
+    def __len__(self) -> int:
+        return -(-self.size // (self.batch_size * self.world_size))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        mine = list(range(self.rank, self.size, self.world_size))
+        for step in range(len(self)):
+            yield mine[step * self.batch_size : (step + 1) * self.batch_size]

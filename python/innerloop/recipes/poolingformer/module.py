@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 import torch
 from pytorch_lightning import LightningDataModule
-from torch import Tensor, nn
+from torch import Tensor
 
-from innerloop.recipes._batches import TrainingBatches, step_generator
+from innerloop.recipes._batches import EvaluationBatches, TrainingBatches, step_generator
 from innerloop.recipes._task import Task
 from innerloop.recipes.poolingformer.config import Config
 from innerloop.recipes.poolingformer.tasks import Problem
@@ -100,25 +99,6 @@ class PoolingformerTask(Task):
         return {name: t.to(self.device) for name, t in self.problem.batch(split, items, generator).items()}
 
 
-class EvaluationBatches:
-    """Positions of examples in order, as lists; a process takes every world-th, none is given twice.
-
-    All processes see equally many batches, at the end empty ones if need be.
-    """
-
-    def __init__(self, size: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
-        self.size, self.batch_size = size, batch_size
-        self.rank, self.world_size = rank, world_size
-
-    def __len__(self) -> int:
-        return -(-self.size // (self.batch_size * self.world_size))
-
-    def __iter__(self) -> Iterator[list[int]]:
-        mine = list(range(self.rank, self.size, self.world_size))
-        for step in range(len(self)):
-            yield mine[step * self.batch_size : (step + 1) * self.batch_size]
-
-
 class PoolingformerData(LightningDataModule):
     """The splits of a ``Problem`` as loaders of positions; the examples are made where they are used."""
 
@@ -150,7 +130,3 @@ class PoolingformerData(LightningDataModule):
         if self.config.eval_examples:
             size = min(size, self.config.eval_examples)
         return EvaluationBatches(size, self.config.eval_batch_size, self.trainer.global_rank, self.trainer.world_size)
-
-
-def count_parameters(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
