@@ -66,11 +66,8 @@ def test_no_placeholder_is_left(page):
 def test_shown_options_exist():
     pytest.importorskip("pytorch_lightning")
     lines = [line for page in PAGES for code in blocks(page, "bash") for line in code.splitlines()]
-    uses = [
-        shlex.split(found[1], comments=True)
-        for line in lines
-        if (found := re.search(r"innerloop ((?:nbfnet|ultra|poolingformer|ckd) .*)", line))
-    ]
+    pattern = r"innerloop ((?:nbfnet|ultra|poolingformer|ckd) .*)"
+    uses = [shlex.split(found[1], comments=True) for line in lines if (found := re.search(pattern, line))]
     assert {recipe for recipe, *_ in uses} == {"nbfnet", "ultra", "poolingformer", "ckd"}
     for recipe, command, *words in uses:
         function = getattr(importlib.import_module(f"innerloop.recipes.{recipe}"), command)

@@ -113,6 +113,7 @@ class CKDTask(Task):
 
     def remarks(self) -> list[str]:
         count = sum(p.numel() for p in self.model.parameters())
+        count = sum(p.numel() for p in self.model.parameters())
         remarks = [f"{self.config.method}, {self.config.student_model}, {count:,} parameters"]
         if self.teacher is not None:
             remarks.append(f"teacher {self.config.teacher_model}, test accuracy {self.teacher.accuracy:.4g}")
