@@ -107,7 +107,7 @@ def _cuda_path(name: str) -> str:
     if not _registered(name, "CUDA"):
         return "plain torch definition: no CUDA kernel yet; it forms what a kernel avoids, not yet measured on a GPU"
     wanted = system.gpu_kernels()
-    if wanted == "cuda" and name == "band_attention":
+    if wanted == "cuda" and name != "relational_spmm":
         return "plain torch definition; its GPU kernels are Triton's, taken with INNERLOOP_GPU=triton"
     if wanted is None:
         return "plain torch definition; INNERLOOP_GPU=cuda or triton takes kernels which no GPU has run yet"

@@ -414,6 +414,7 @@ BAD = [
     ({"q": Q.long()}, TypeError, "q has dtype torch.int64"),
     ({"q": [1.0]}, TypeError, "q is list, expected a tensor"),
     ({"q": Q[0]}, ValueError, r"q has shape \(5,\)"),
+    ({"q": Q[:, :0], "k": K[:, :0]}, ValueError, r"q has shape \(4, 0\), expected \(rows, D\), D >= 1"),
     ({"k": K.double()}, ValueError, "k has dtype torch.float64, expected torch.float32"),
     ({"k": torch.ones(6, 4)}, ValueError, r"k has shape \(6, 4\)"),
     ({"k": K.to("meta")}, ValueError, "k is on meta, expected cpu"),

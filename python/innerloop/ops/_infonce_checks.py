@@ -86,8 +86,8 @@ def check_matrices(op: str, tensors: Mapping[str, Tensor | None], *, same_shape:
         if t is None:
             continue
         _check_tensor(op, name, t, first, first_name)
-        if t.dim() != 2 or (same_shape and t.shape != first.shape) or t.shape[1] != first.shape[1]:
-            expected = tuple(first.shape) if same_shape and first.dim() == 2 else "(rows, D)"
+        if t.dim() != 2 or (same_shape and t.shape != first.shape) or t.shape[1] != first.shape[1] or not t.shape[1]:
+            expected = tuple(first.shape) if same_shape and t is not first and first.dim() == 2 else "(rows, D), D >= 1"
             like = "" if t is first else f" with the D of {first_name}, {tuple(first.shape)}"
             raise ValueError(f"{op}: {name} has shape {tuple(t.shape)}, expected {expected}{like}")
 

@@ -17,6 +17,7 @@ from ..reference.infonce import infonce as _plain_infonce
 from ..reference.infonce import ntxent as _plain_ntxent
 from ..reference.infonce import siglip as _plain_siglip
 from ..reference.infonce import supcon as _plain_supcon
+from ..system import gpu_kernels
 from ._infonce_checks import (
     check_choice,
     check_infonce,
@@ -36,6 +37,8 @@ MEMORY_BUDGET = 40 << 20
 _EPS = 1e-12  # of the norms
 _FEW = 512  # rows up to which calls cost more than products: one call for all pairs beats several for half of them
 _LSE, _SOFTPLUS = 0, 1
+# Read when the module is: torch.compile cannot trace a look into the environment and at what is installed.
+_GPU_KERNELS = gpu_kernels()
 _REDUCTIONS = ("mean", "sum", "none")
 
 
@@ -449,7 +452,7 @@ def _wants_scalar(value: Tensor | float | None) -> bool:
 
 
 def _without_kernel(op: str, x: Tensor) -> bool:
-    if x.is_cpu or x.device.type == "meta":
+    if x.is_cpu or x.device.type == "meta" or (x.is_cuda and _GPU_KERNELS == "triton"):
         return False
     warn_no_kernel(op, x.device.type)
     return True
@@ -547,6 +550,13 @@ def _(q, k, *args):
     return results
 
 
+@_forward.cuda
+def _(*args):
+    from . import _infonce_triton as gpu
+
+    return gpu.forward(*args)
+
+
 @_forward.fake
 def _(q, k, *args):
     return _empty_results(q, k, *args[-3:])
@@ -570,6 +580,13 @@ def _(grad_positive, grad_row, grad_column, positive, row, column, scores, q, k,
         _or_none(column, columns), _or_none(scores, scores.numel() > 0), *_operands(q, k, *rest, columns),
     )  # fmt: skip
     return grad_q.to(q.dtype), grad_k.to(k.dtype), dot, total
+
+
+@_backward.cuda
+def _(*args):
+    from . import _infonce_triton as gpu
+
+    return gpu.backward(*args)
 
 
 @_backward.fake
@@ -667,6 +684,13 @@ def _(q, k, log_scale, targets, labels_q, labels_k, scale, normalize, skip_diago
         skip_diagonal, *((0.5, 0.5) if symmetric else (1.0, 0.0)), want_q or want_k, torch.get_num_threads(),
     )  # fmt: skip
     return results
+
+
+@_mean_forward.cuda
+def _(*args):
+    from . import _infonce_triton as gpu
+
+    return gpu.mean(*args)
 
 
 @_mean_forward.fake

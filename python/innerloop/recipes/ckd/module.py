@@ -13,9 +13,9 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from innerloop import ckd
 from innerloop.nn.distillation import DKDLoss, cosine_kd, kd, widen
 from innerloop.nn.distillation_features import CRDLoss, pkt, rkd, sp
+from innerloop.ops.infonce import ckd
 from innerloop.recipes._batches import EvaluationBatches, TrainingBatches, step_generator
 from innerloop.recipes._task import Task
 from innerloop.recipes.ckd.config import ON_FEATURES, Config
