@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from . import compat, data, distributed, nn, ops, reference
     from .graph import RelGraph
     from .ops._functions import Aggregate, Message
+    from .ops._infonce_distributed import infonce_distributed
     from .ops.band_attention import band_attention
     from .ops.bellman_ford import Semiring, bellman_ford
     from .ops.infonce import ckd, infonce, ntxent, siglip, supcon
@@ -33,6 +34,7 @@ _EXPORTS = {
     "bellman_ford": ".ops.bellman_ford",
     "ckd": ".ops.infonce",
     "infonce": ".ops.infonce",
+    "infonce_distributed": ".ops._infonce_distributed",
     "nbfnet_layer": ".ops.nbfnet_layer",
     "ntxent": ".ops.infonce",
     "pool_kv": ".ops.pool_kv",
@@ -63,6 +65,7 @@ __all__ = [
     "distributed",
     "has_cuda_kernels",
     "infonce",
+    "infonce_distributed",
     "nbfnet_layer",
     "nn",
     "ntxent",

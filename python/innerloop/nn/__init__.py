@@ -2,8 +2,18 @@
 """torch.nn modules on the ops."""
 
 from .astarnet import AStarNet, AStarSearch, AStarSelection
+from .contrastive import (
+    CKDLoss,
+    ClipLoss,
+    EmbeddingQueue,
+    InfoNCELoss,
+    NTXentLoss,
+    SigLipLoss,
+    SupConLoss,
+)
 from .distillation import DKDLoss, KDLoss, cosine_kd, dkd, kd
 from .distillation_features import CRDLoss, PKTLoss, RKDLoss, SPLoss, hcl, pkt, rkd, sp
+from .grad_cache import cached_contrastive_step
 from .nbfnet import ExplainedPath, GeneralizedRelationalConv, NBFNet, pna_scalers
 from .poolingformer import PoolingAttention, PoolingformerLayer, SlidingWindowAttention, global_positions
 from .poolingformer_encoder import PoolingformerEncoder, load_roberta, position_copies
@@ -20,12 +30,17 @@ __all__ = [
     "AStarNet",
     "AStarSearch",
     "AStarSelection",
+    "CKDLoss",
     "CRDLoss",
+    "ClipLoss",
     "DKDLoss",
+    "EmbeddingQueue",
     "ExplainedPath",
     "GeneralizedRelationalConv",
+    "InfoNCELoss",
     "KDLoss",
     "NBFNet",
+    "NTXentLoss",
     "PKTLoss",
     "PoolingAttention",
     "PoolingformerEncoder",
@@ -37,8 +52,11 @@ __all__ = [
     "QuestionAnsweringLogits",
     "RKDLoss",
     "SPLoss",
+    "SigLipLoss",
     "SlidingWindowAttention",
+    "SupConLoss",
     "Ultra",
+    "cached_contrastive_step",
     "cosine_kd",
     "dkd",
     "global_positions",
