@@ -58,8 +58,8 @@ il::InfoNce arguments(const char* op, py::handle q, py::handle k, py::handle inv
   p.labels_k = static_cast<const int64_t*>(optional(labels_k, op, "labels_k", i64, {p.columns}));
   p.limit_q = optional(limit_q, op, "limit_q", acc, {p.rows});
   p.limit_k = optional(limit_k, op, "limit_k", acc, {p.columns});
-  IL_CHECK((p.labels_q == nullptr) == (p.labels_k == nullptr), op, "labels_k", "one of two", "both or neither");
-  IL_CHECK((p.limit_q == nullptr) == (p.limit_k == nullptr), op, "limit_k", "one of two", "both or neither");
+  IL_CHECK(labels_q.is_none() == labels_k.is_none(), op, "labels_k", "one of two", "both or neither");
+  IL_CHECK(limit_q.is_none() == limit_k.is_none(), op, "limit_k", "one of two", "both or neither");
   for (int64_t i = 0; p.targets != nullptr && i < p.rows; ++i) {
     IL_CHECK(p.targets[i] >= -1 && p.targets[i] < p.columns, op, "targets", std::to_string(p.targets[i]),
              "columns in [0, " + std::to_string(p.columns) + "), or -1");

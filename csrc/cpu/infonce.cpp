@@ -22,11 +22,12 @@ namespace il {
 namespace IL_ISA {
 namespace {
 
-constexpr int64_t kTile = 48;        // rows
-constexpr int64_t kBlock = 64;       // columns
-constexpr int64_t kPanel = 480;      // rows of a task: against them the packing of a block is nothing
-constexpr int64_t kMostPanels = 32;  // forward: each keeps column sums
-constexpr int64_t kRanges = 16;      // backward: ranges of columns in a panel
+constexpr int64_t kTile = 48;                      // rows
+constexpr int64_t kBlock = 64;                     // columns
+constexpr int64_t kPanel = 480;                    // rows of a task: against them the packing of a block is nothing
+constexpr int64_t kMostPanels = 32;                // forward: each keeps column sums
+constexpr int64_t kRanges = 16;                    // backward: ranges of columns in a panel
+constexpr int64_t kPartBytes = int64_t(16) << 20;  // backward: of what they add to the rows of a panel, for wide rows
 
 template <class A>
 int64_t padded(int64_t n) {
@@ -381,8 +382,9 @@ void backward(const InfoNceBackward& args) {
   using A = typename AccOf<T>::type;
   const InfoNce& p = args.forward;
   const int64_t D = p.dim, dp = padded<A>(D), blocks = (p.columns + kBlock - 1) / kBlock;
-  const int64_t ranges = max64(min64(kRanges, blocks / 4), 1),
-                size = even_share(p.rows, (p.rows + kPanel - 1) / kPanel), width = blocks * kBlock;
+  const int64_t ranges = max64(min64(kRanges, blocks / 4), 1), width = blocks * kBlock,
+                fitting = max64(kPartBytes / (ranges * dp * int64_t(sizeof(A))) / kTile * kTile, kTile),
+                most = min64(kPanel, fitting), size = even_share(p.rows, (p.rows + most - 1) / most);
   const Masks<A> masks = {p};
   const bool columns = args.grad_column != nullptr && p.kind == ScoreSum::kLogSumExp;
   const bool want_q = args.grad_q != nullptr, want_k = args.grad_k != nullptr;

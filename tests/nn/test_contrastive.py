@@ -205,13 +205,14 @@ def test_reductions_reach_the_ops():
 def test_infonce_options_reach_the_op():
     q, k, queue = torch.randn(B, D), torch.randn(B + 2, D), torch.randn(4, D)
     arguments = {
-        "targets": torch.arange(B) + 1, "labels_q": torch.arange(B) % 3, "labels_k": torch.arange(B + 2) % 3,
-        "weights": torch.rand(B), "queue": queue, "hard_negatives": torch.randn(B, 3, D),
+        "targets": torch.arange(B) + 1, "weights": torch.rand(B), "queue": queue,
+        "hard_negatives": torch.randn(B, 3, D),
     }  # fmt: skip
+    labels = {"labels_q": torch.arange(B) % 3, "labels_k": torch.arange(B + 2) % 3}
     options = {"normalize": False, "symmetric": False, "tau_plus": 0.1, "decoupled": True, "reduction": "none"}
-    for mask in ({"negatives_mask": "same_label"}, {"negatives_mask": "margin", "margin": 0.3}):
-        actual = InfoNCELoss(0.5, **options, **mask)(q, k, **arguments)
-        expected = innerloop.infonce(q, k, log_scale=math.log(2), **arguments, **options, **mask)
+    for mask, more in (({"negatives_mask": "same_label"}, labels), ({"negatives_mask": "margin", "margin": 0.3}, {})):
+        actual = InfoNCELoss(0.5, **options, **mask)(q, k, **arguments, **more)
+        expected = innerloop.infonce(q, k, log_scale=math.log(2), **arguments, **more, **options, **mask)
         assert torch.equal(actual, expected)
 
 

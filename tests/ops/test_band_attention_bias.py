@@ -201,3 +201,30 @@ def test_pooled_keys():
     bias = torch.full((2, 5), -math.inf).index_fill(1, torch.tensor([2]), 0.0)
     own = pooling_attention(q, k, v, radius=0, **options)
     assert_close(pooling_attention(q, k, v, radius=2, bias=bias, **options), own)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_parameter_beside_half_types(dtype):
+    """Under autocast q, k, v are of a half type and a parameter is not; its gradient is of its own dtype."""
+    q, k, v = (torch.randn(1, 2, 30, 8).to(dtype) for _ in range(3))
+    bias = torch.randn(2, 9, requires_grad=True)
+    out = band_attention(q, k, v, left=5, right=3, bias=bias)
+    assert out.dtype == dtype
+    out.float().sum().backward()
+    assert bias.grad.dtype == torch.float32
+    exact = bias.detach().double().requires_grad_()
+    band_attention(q.double(), k.double(), v.double(), left=5, right=3, bias=exact).sum().backward()
+    assert_close(bias.grad, exact.grad.float(), dtype=dtype, op="attention")
+
+
+def test_definition_of_rows_that_a_bias_blinds():
+    """What runs on devices without a kernel: no NaN either."""
+    tensors = [torch.randn(1, 2, 9, 4, requires_grad=True) for _ in range(3)]
+    bias = torch.randn(2, 3).index_fill(1, torch.tensor([2]), -math.inf).requires_grad_()  # strictly past
+    low, high = band(9, 9, 2, 0, False, 1, None, "cpu")
+    plain, _ = reference.band_attention(*tensors, low, high, scale=0.5, bias=bias, bias_shift=2)
+    kernel = band_attention(*tensors, left=2, right=0, scale=0.5, bias=bias)
+    assert_close(plain, kernel)
+    for a, e in zip(*(torch.autograd.grad(o.sum(), [*tensors, bias]) for o in (plain, kernel)), strict=True):
+        assert bool(a.isfinite().all())
+        assert_close(a, e)

@@ -205,6 +205,31 @@ def test_unknown_instruction_set_is_an_error():
         run_python(code, INNERLOOP_CPU="sse9")
 
 
+FUNCTIONS = {
+    "band_attention": lambda x: innerloop.band_attention(x, x * 1, x * 2, left=2, right=2),
+    "pool_kv": lambda x: innerloop.pool_kv(x, x * 2, kernel=3, stride=2, mode="mean")[1],
+    "infonce": lambda x: innerloop.infonce(x[0, 0], x[0, 1], symmetric=False, reduction="sum"),
+    "infonce_mean": lambda x: innerloop.infonce(x[0, 0], x[0, 1]),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_compiled_functional_gradients_are_right_or_an_error(name):
+    """Dynamo says of a tensor inside torch.func.grad that it requires no gradient: that must not make zeros."""
+    x = torch.randn(1, 2, 12, 4)
+
+    def gradient(x):
+        return torch.func.grad(lambda t: FUNCTIONS[name](t).square().sum())(x)
+
+    torch._dynamo.reset()
+    try:
+        found = torch.compile(gradient, backend="aot_eager")(x)
+    except (RuntimeError, NotImplementedError, torch._dynamo.exc.TorchDynamoException):  # in torch's words
+        return
+    assert_close(found, gradient(x))
+
+
 BAD_ARGUMENTS = """
 import innerloop, torch
 from cases import gradients, make_case

@@ -563,6 +563,29 @@ def test_memory_of_a_large_batch():
 # ---- bad input ----
 
 
+def test_an_empty_queue_and_no_rows():
+    q, k = torch.randn(2, 6, 4)
+    for mask in ("none", "margin"):
+        options = {"negatives_mask": mask, "symmetric": False}
+        assert_close(innerloop.infonce(q, k, queue=k[:0], **options), innerloop.infonce(q, k, **options))
+        assert innerloop.infonce(q[:0], k, queue=q, **options) == 0
+    labels = {"labels_q": torch.arange(0), "labels_k": torch.arange(6), "negatives_mask": "same_label"}
+    assert innerloop.infonce(q[:0], k, **labels) == 0
+
+
+def test_hard_negatives_are_not_rounded_by_autocast():
+    q, k = torch.randn(2, 6, 16)
+    options = {"hard_negatives": torch.randn(6, 3, 16), "normalize": True, "log_scale": 4.0}
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = innerloop.infonce(q, k, **options)
+    assert torch.equal(loss, innerloop.infonce(q, k, **options))
+
+
+def test_wide_rows_in_several_panels():
+    """So wide that what ranges of columns add to a panel of rows would be large: smaller panels, the same sums."""
+    check(random_problem("infonce", 7, B=130, N=700, D=3000, reduction="mean"), memory_budget=0)
+
+
 @pytest.mark.parametrize(("change", "error", "text"), BAD, ids=[text for *_, text in BAD])
 def test_bad_arguments(change, error, text):
     with pytest.raises(error, match=f"^infonce: .*{text}"):

@@ -454,12 +454,14 @@ def test_fit_takes_every_setting(monkeypatch, tmp_path):
 
 def test_fit_reads_its_preset(monkeypatch, tmp_path):
     """Arguments win over the preset; the published rows of the preset are stored."""
-    monkeypatch.setitem(PRESETS, ("listops", "lra"), {**SMALL, "length": 16, "min_length": 3})
     counts = {"train": 8, "valid": 3, "test": 3}
+    monkeypatch.setitem(PRESETS, ("listops", "lra"), {**SMALL, "length": 16, "min_length": 3, **counts})
     result = fit(preset="lra", epochs=1, dim=4, **counts, output=tmp_path, **QUIET)
     config = Config(**SMALL | {"length": 16, "min_length": 3, "epochs": 1, "dim": 4} | counts)
     assert Config(**result["config"]) == config
-    assert result["published"]["Longformer"] == {"accuracy": 0.3563}
+    assert result["published"]["Longformer (as recalled)"] == {"accuracy": 0.3563}
+    result = fit(preset="lra", epochs=1, dim=4, **counts | {"test": 2}, output=tmp_path / "other", **QUIET)
+    assert result["published"] == {}  # of another test set
 
 
 # --- resume ---

@@ -21,6 +21,8 @@ def read_checkpoint(path: str | PathLike[str]) -> Any:
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
+    except IsADirectoryError:
+        raise ValueError(f"{path}: a folder, expected a checkpoint") from None
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such checkpoint") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:

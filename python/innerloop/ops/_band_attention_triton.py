@@ -186,4 +186,4 @@ def _grad_bias(call: _Call, saved: tuple[Tensor, ...]) -> Tensor:
         )  # fmt: skip
     else:
         parts.zero_()
-    return parts.sum(0).to(call.q.dtype)
+    return parts.sum(0).to(call.bias.dtype)

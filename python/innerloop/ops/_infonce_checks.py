@@ -28,8 +28,11 @@ def check_infonce(
     check_choice(op, "negatives_mask", negatives_mask, ("none", "same_label", "margin"))
     check_choice(op, "reduction", reduction, ("mean", "sum", "none"))
     check_number(op, "memory_budget", memory_budget, at_least=0)
+    check_number(op, "tau_plus", tau_plus, at_least=0)
     if not 0 <= tau_plus < 1:
         raise ValueError(f"{op}: tau_plus is {tau_plus!r}, expected a share in [0, 1)")
+    if not isinstance(margin, int | float):
+        raise TypeError(f"{op}: margin is {type(margin).__name__}, expected a number")
     if math.isnan(margin):
         raise ValueError(f"{op}: margin is {margin!r}, expected a number")
     if targets is None and N < B:
@@ -42,6 +45,8 @@ def check_infonce(
             raise ValueError(f"{op}: labels_q is None, expected labels with negatives_mask='same_label'")
         if labels_k is None and N != B:
             raise ValueError(f"{op}: labels_k is None, expected the labels of the {N} rows of k, q having {B}")
+    elif labels_q is not None or labels_k is not None:
+        raise ValueError(f"{op}: labels are given with negatives_mask {negatives_mask!r}, expected 'same_label'")
     for name, labels, size in (("labels_q", labels_q, B), ("labels_k", labels_k, N)):
         if labels is not None:
             check_labels(op, name, labels, size, q)
@@ -83,7 +88,7 @@ def check_matrices(op: str, tensors: Mapping[str, Tensor | None], *, same_shape:
     """Tensors of rows: of the dtype, device and width of the first; those that are None are passed over."""
     (first_name, first), *_ = tensors.items()
     for name, t in tensors.items():
-        if t is None:
+        if t is None and name == "queue":
             continue
         _check_tensor(op, name, t, first, first_name)
         if t.dim() != 2 or (same_shape and t.shape != first.shape) or t.shape[1] != first.shape[1] or not t.shape[1]:
@@ -125,12 +130,25 @@ def check_scalar(op: str, name: str, value: Tensor | float | None, like: Tensor)
             raise ValueError(f"{op}: {name} has shape {tuple(value.shape)}, expected a number or a 0-d tensor")
         if readable(value) and not math.isfinite(float(value.detach())):
             raise ValueError(f"{op}: {name} is {float(value.detach())}, expected a finite number")
-    elif value is not None and not math.isfinite(value):
-        raise ValueError(f"{op}: {name} is {value!r}, expected a finite number")
+    elif value is not None:
+        if not isinstance(value, int | float | torch.SymInt | torch.SymFloat):
+            raise TypeError(f"{op}: {name} is {type(value).__name__}, expected a number or a 0-d tensor")
+        if not math.isfinite(value):
+            raise ValueError(f"{op}: {name} is {value!r}, expected a finite number")
+    if name == "log_scale" and value is not None and (not isinstance(value, Tensor) or readable(value)):
+        largest = math.log(torch.finfo(torch.float64 if like.dtype == torch.float64 else torch.float32).max)
+        value = float(value.detach() if isinstance(value, Tensor) else value)
+        if value > largest:
+            raise ValueError(
+                f"{op}: log_scale is {value:.6g}, expected at most {largest:.5g}: its exponential overflows"
+            )
 
 
 def check_number(op: str, name: str, value: float, *, at_least: float | None = None) -> None:
     """A finite number above 0, or at least `at_least`."""
+    if isinstance(value, Tensor) or not isinstance(value, int | float | torch.SymInt | torch.SymFloat):
+        hint = "; for a learned temperature use infonce(log_scale=...)" if isinstance(value, Tensor) else ""
+        raise TypeError(f"{op}: {name} is {type(value).__name__}, expected a number{hint}")
     fits = value > 0 if at_least is None else value >= at_least
     if not (math.isfinite(value) and fits):
         least = "above 0" if at_least is None else f"of at least {at_least}"

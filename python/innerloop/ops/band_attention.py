@@ -66,7 +66,8 @@ def band_attention(
         dropout_p: probability that a weight is 0, the others being divided by 1 - dropout_p; from torch's generator.
         residual: (B, H, Lq, D), added to the result.
         bias: (H, left + 1 + right), added to the scores by distance (T5, ALiBi, Swin): column c belongs to the key at
-            p_i - left + c. -inf hides a distance. Both radii must then be limited; global keys have no bias.
+            p_i - left + c; of q's dtype, or float32. -inf hides a distance. Both radii must then be limited; global
+            keys have no bias.
         return_lse: also return log Σ exp of the scores, in float32 (float64 for float64).
 
     Returns:
@@ -248,7 +249,8 @@ def _check_bias(bias: Tensor, q: Tensor, left: int, right: int, heads: int, op: 
         raise ValueError(
             f"{op}: bias has shape {tuple(bias.shape)}, expected (H, left + 1 + right) = {(heads, left + 1 + right)}"
         )
-    if bias.dtype != q.dtype or bias.device != q.device:
+    # float32 beside half types: a parameter under autocast.
+    if bias.dtype not in (q.dtype, _accumulator(q.dtype)) or bias.device != q.device:
         raise ValueError(f"{op}: bias is {bias.dtype} on {bias.device}, expected {q.dtype} on {q.device} like q")
 
 
@@ -346,8 +348,8 @@ def _(grad_out, grad_lse, out, lse, q, k, v, low, high, key_valid, global_k, glo
         grad_q, *grads, grad_bias, _rows(grad_out), None if grad_lse is None else grad_lse.contiguous(), _rows(out),
         lse, *_operands(q, k, v, low, high, key_valid, global_k, global_v, *rest),
     )  # fmt: skip
-    grad_bias = grads[0].new_empty(0) if grad_bias is None else grad_bias
-    return tuple(g.to(q.dtype) for g in (grad_q, *grads, grad_bias))
+    grad_bias = q.new_empty(0) if grad_bias is None else grad_bias.to(bias.dtype)
+    return *(g.to(q.dtype) for g in (grad_q, *grads)), grad_bias
 
 
 @_backward.cuda
@@ -361,8 +363,8 @@ def _(*args):
 def _(grad_out, grad_lse, out, lse, q, k, v, low, high, key_valid, global_k, global_v, *rest):
     none = q.new_empty(0)
     bias = _bias_of(rest)
-    shapes = (q, k, v, *(none if t is None else t for t in (global_k, global_v, bias)))
-    return tuple(q.new_empty(t.shape) for t in shapes)
+    like = (q, k, v, *(none if t is None else t for t in (global_k, global_v, bias)))
+    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in like)
 
 
 class _BandAttention(torch.autograd.Function):

@@ -35,6 +35,7 @@ Reduction = Literal["mean", "sum", "none"]
 #: Bytes of scores that are kept between forward and backward; a larger matrix is computed again.
 MEMORY_BUDGET = 40 << 20
 _EPS = 1e-12  # of the norms
+_CHUNK = 48  # least rows whose scores csrc/cpu/infonce.cpp keeps in one direction
 _FEW = 512  # rows up to which calls cost more than products: one call for all pairs beats several for half of them
 _LSE, _SOFTPLUS = 0, 1
 # Read when the module is: torch.compile cannot trace a look into the environment and at what is installed.
@@ -69,8 +70,9 @@ def infonce(
 
     row_i = lse_j S_ij - S_ip(i),  column_i = lse_j S_jp(i) - S_ip(i),  loss_i = (row_i + column_i) / 2.
 
-    S is formed tile by tile, forward and backward: beside gradients extra memory is O(B + N), a panel of rows, and at
-    most `memory_budget`. The same bits in every run and for every number of threads.
+    S is formed tile by tile, forward and backward: beside gradients extra memory is O(B + N), about 30 MiB of panels,
+    and at most `memory_budget`. The same bits in every run; sums over scores do not depend on the number of threads
+    (torch's own sum over more than some ten thousand losses may).
 
     Args:
         q: (B, D), float32, float64, bfloat16 or float16. k: (N, D) of its dtype. Half types are computed in float32.
@@ -149,7 +151,7 @@ def infonce(
     )  # fmt: skip
     positive = sums.positive * scale + bias
     lses, counts = [sums.row + bias], [sums.row_count]
-    if queue is not None:
+    if queue is not None and len(queue):
         queue = queue.detach()
         of_queue = _sums(
             q, queue, (inverse[0], _inverse_norms(queue) if normalize else None), log_scale,
@@ -161,7 +163,7 @@ def infonce(
     if hard_negatives is not None:
         rows = F.normalize(q.to(acc), dim=-1, eps=_EPS) if normalize else q.to(acc)
         hard = F.normalize(hard_negatives.to(acc), dim=-1, eps=_EPS) if normalize else hard_negatives.to(acc)
-        similarity = torch.einsum("bd,bkd->bk", rows, hard)
+        similarity = (rows[:, None] * hard).sum(2)  # not a product, which autocast would round
         seen = torch.ones_like(similarity, dtype=torch.bool)
         if limits[0] is not None:
             seen = ~(similarity > limits[0][:, None])
@@ -646,9 +648,9 @@ _mean_forward = define(
 
 
 def _fits(q: Tensor, k: Tensor, log_scale: Tensor | None, symmetric: bool, budget: int) -> bool:
-    """Whether the scores may all be there at a time, as both directions and their gradients need them."""
-    size = q.shape[0] * k.shape[0] * _accumulator(q.dtype).itemsize
-    return not (symmetric and wants_grad(q, k, log_scale)) or size <= budget
+    """Whether the scores that gradients need at a time may be there: all for both directions, else those of a chunk."""
+    rows = q.shape[0] if symmetric else min(q.shape[0], _CHUNK)
+    return not wants_grad(q, k, log_scale) or rows * k.shape[0] * _accumulator(q.dtype).itemsize <= budget
 
 
 def _mean(

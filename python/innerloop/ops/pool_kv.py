@@ -138,6 +138,10 @@ def pooling_attention(
     """
     if isinstance(q, Tensor) and isinstance(k, Tensor) and q.dim() == k.dim() == 4 and q.shape[2] != k.shape[2]:
         raise ValueError(f"pooling_attention: k has {k.shape[2]} tokens, expected {q.shape[2]} like q")
+    if isinstance(radius, bool) or not isinstance(radius, int | torch.SymInt) or radius < -1:
+        raise ValueError(f"pooling_attention: radius is {radius!r}, expected an int of at least 0, or -1 for no limit")
+    if bias is not None and radius < 0:
+        raise ValueError(f"pooling_attention: bias is given with radius {radius}, expected a limited one")
     pooled_k, pooled_v = pool_kv(
         k, v, kernel=kernel, stride=stride, mode=mode, weight_k=weight_k, weight_v=weight_v, valid=key_valid
     )

@@ -56,11 +56,12 @@ def run(
 
     from innerloop.recipes._task import Resumable
 
-    config, dataset = task.config, task.hparams["dataset"]
+    config, dataset, output = task.config, task.hparams["dataset"], Path(output)
     output.mkdir(parents=True, exist_ok=True)
     last = output / "last.ckpt"
     start = _resume_from(resume, last, task)
-    callbacks: list[Any] = [Resumable(last)]
+    resumable = Resumable(last)
+    callbacks: list[Any] = [resumable]
     if task.monitor is not None:
         monitor = f"valid_{task.monitor}"
         callbacks.insert(0, ModelCheckpoint(output, "best", monitor=monitor, mode="max", enable_version_counter=False))
@@ -77,7 +78,7 @@ def run(
         )
         trainer.fit(task, datamodule, ckpt_path=start, weights_only=True)
         if task.monitor is None:
-            chosen = last if last.is_file() else start  # a finished run, in another folder
+            chosen = last if resumable.written else start  # nothing was left to train
         else:
             chosen = Path(callbacks[0].best_model_path)
             if not chosen.is_file():  # the folder was moved between two sessions
@@ -87,6 +88,7 @@ def run(
         test = evaluated(trainer, task, datamodule, "test")
     result = {
         "dataset": dataset,
+        "data_digest": task.hparams.get("data_digest"),
         "test": test,
         "chosen_epoch": saved["epoch"] + 1,
         "chosen_by": "last epoch" if task.monitor is None else f"best validation {task.monitor}",

@@ -148,11 +148,15 @@ class Resumable(Checkpoint):
     Args:
         path: of the checkpoint; it is replaced in one move.
         minutes: longest time without a checkpoint.
+
+    Attributes:
+        written: whether this run has put a checkpoint there.
     """
 
     def __init__(self, path: Path, minutes: float = 10.0) -> None:
         self.path = path
         self.minutes = minutes
+        self.written = False
         self._asked = False
         self._handlers: dict[int, Any] = {}
 
@@ -201,6 +205,7 @@ class Resumable(Checkpoint):
         if trainer.is_global_zero:
             partial.replace(self.path)
         trainer.strategy.barrier()  # the others may read it at once
+        self.written = True
         self._saved_at = time.monotonic()
         if stop:
             raise Interrupted(self.path)

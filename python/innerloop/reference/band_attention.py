@@ -53,7 +53,9 @@ def band_attention(
         seen = torch.cat([everywhere[:, None, None, :].expand(*seen.shape[:-1], -1), seen], -1)
     group = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-    score = (scale * q @ k.transpose(-1, -2) + added).masked_fill(~seen, -torch.inf)
+    score = scale * q @ k.transpose(-1, -2) + added
+    seen = seen & (score != -torch.inf)  # a bias may hide keys, too
+    score = score.masked_fill(~seen, -torch.inf)
     lse = score.logsumexp(-1)
     weight = torch.where(seen, score - lse.masked_fill(lse == -torch.inf, 0)[..., None], -torch.inf).exp()
     weight = torch.nn.functional.dropout(weight, dropout_p) if dropout_p else weight

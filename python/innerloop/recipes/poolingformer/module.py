@@ -26,14 +26,20 @@ class PoolingformerTask(Task):
 
     recipe = "poolingformer"
     monitor = None
-    identity = ("dataset",)
+    identity = ("dataset", "data_digest")
     may_change = ("eval_batch_size", "checkpoint", "eval_examples")  # the schedule depends on the epochs
 
     def __init__(self, problem: Problem, config: Config, data: str | None = None) -> None:
         super().__init__(config)
         self.problem = problem
         self.save_hyperparameters(
-            {"recipe": self.recipe, "config": asdict(config), "dataset": problem.name, "data": data}
+            {
+                "recipe": self.recipe,
+                "config": asdict(config),
+                "dataset": problem.name,
+                "data_digest": problem.digest(),
+                "data": data,
+            }
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -143,13 +144,18 @@ def fit(
         problem,
         config,
         output or Path("runs") / "poolingformer" / problem.name,
-        data=data,
-        published=PUBLISHED.get((task, preset)),
+        data=None if data is None else Path(data),
+        published=PUBLISHED.get((task, preset)) if _same_task(config, make_config(task, preset)) else None,
         resume=resume,
         precision=precision,
         accelerator=accelerator,
         progress=progress,
     )
+
+
+def _same_task(a: Config, b: Config) -> bool:
+    names = ("length", "min_length", "train", "valid", "test", "eval_examples", "limit")
+    return all(getattr(a, name) == getattr(b, name) for name in names)
 
 
 def train_on(
@@ -262,6 +268,8 @@ def compare(
     unknown = [v for v in variants if v not in VARIANTS]
     if unknown or not variants or not seeds:
         raise ValueError(f"variants is {variants} and seeds {seeds}, expected at least one each, of {list(VARIANTS)}")
+    if len({*variants}) < len(variants) or len({*seeds}) < len(seeds):
+        raise ValueError(f"variants is {variants} and seeds {seeds}, expected each once")
     if threads is not None:
         torch.set_num_threads(threads)
     base = make_config(task, preset, epochs=epochs, limit=limit, train=train, eval_examples=eval_examples)
@@ -272,12 +280,14 @@ def compare(
         for variant in variants:
             config = replace(base, seed=seed, **VARIANTS[variant])
             place = folder / f"{variant}-{seed}"
-            row = _finished(place, problem.name, config)
+            row = _finished(place, problem, config)
             if row is None:
                 options = {"resume": "auto", "accelerator": accelerator, "progress": progress}
                 row = train_on(problem, config, place, data=data, **options)["test"]
             for name, value in row.items():
                 results.setdefault(variant, {}).setdefault(name, []).append(value)
+    if int(os.environ.get("RANK", "0")):  # of torchrun
+        return results
     (folder / "compare.json").write_text(json.dumps({"seeds": seeds, "test": results}, indent=1) + "\n")
     metrics = next(iter(results.values()))
     print(f"{problem.name}, test, last epoch, mean ± standard deviation over seeds {', '.join(map(str, seeds))}")
@@ -292,11 +302,11 @@ def compare(
     return results
 
 
-def _finished(place: Path, dataset: str, config: Config) -> dict[str, float] | None:
+def _finished(place: Path, problem: Problem, config: Config) -> dict[str, float] | None:
     """The test row of a finished run on this data with these settings."""
     try:
         stored = json.loads((place / "metrics.json").read_text())
-        same = stored["dataset"] == dataset and Config(**stored["config"]) == config
-        return stored["test"] if same else None
+        same_data = (stored["dataset"], stored["data_digest"]) == (problem.name, problem.digest())
+        return stored["test"] if same_data and Config(**stored["config"]) == config else None
     except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError):
         return None

@@ -6,8 +6,9 @@ Every metric is a ratio of sums over examples, so processes and batches only hav
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -50,6 +51,10 @@ class Problem:
         """Number of examples."""
         raise NotImplementedError
 
+    def digest(self) -> str:
+        """Of data that was read, so that a run is not continued or compared on other data of the same name."""
+        raise NotImplementedError
+
     def lengths(self, split: str) -> Tensor | None:
         """Tokens of each example, int64; None where all have as many."""
         return None
@@ -75,7 +80,10 @@ class Problem:
 
 
 class ListOpsProblem(Problem):
-    """ListOps of Long Range Arena, drawn from the seed 0, so the same sequences for every run."""
+    """ListOps of Long Range Arena, drawn from the seed 0, whatever the seed of the run.
+
+    One draw is cut into train, valid and test, so other counts give other splits: compare runs of the same counts.
+    """
 
     columns = ("count", "correct", "loss")
 
@@ -87,6 +95,9 @@ class ListOpsProblem(Problem):
 
     def size(self, split: str) -> int:
         return len(self.splits[split])
+
+    def digest(self) -> str:
+        return "generated"  # the settings say it all
 
     def lengths(self, split: str) -> Tensor:
         return self.splits[split].offsets.diff()
@@ -136,6 +147,9 @@ class QuestionProblem(Problem):
 
     def size(self, split: str) -> int:
         return len(self.splits[split])
+
+    def digest(self) -> str:
+        return _digest(repr((q.id, q.answer)).encode() + q.document for s in SPLITS for q in self.splits[s])
 
     def lengths(self, split: str) -> Tensor:
         return torch.tensor([q.document_start + len(q.document) for q in self.splits[split]])
@@ -240,6 +254,9 @@ class MaskedProblem(Problem):
     def size(self, split: str) -> int:
         return len(self.splits[split])
 
+    def digest(self) -> str:
+        return _digest(self.splits[s].numpy().tobytes() for s in SPLITS)
+
     def model(self, config: Config) -> nn.Module:
         encoder = PoolingformerEncoder(
             longdoc.BYTE_VOCABULARY_SIZE, padding_idx=longdoc.PAD, **config.encoder_arguments()
@@ -283,6 +300,7 @@ def make_problem(config: Config, data: Path | None = None) -> Problem:
         FileNotFoundError: there is no such file.
         ValueError: ``data`` is missing, or given for a task that draws its own; a file that holds something else.
     """
+    data = None if data is None else Path(data)
     if config.task == "listops":
         if data is not None:
             raise ValueError(f"data is {str(data)!r}, expected none: listops is generated")
@@ -291,6 +309,13 @@ def make_problem(config: Config, data: Path | None = None) -> Problem:
         what = "an XQuAD file or a folder of them" if config.task == "qa" else "a State of the Union or wikitext file"
         raise ValueError(f"data is missing, expected {what} for task {config.task}")
     return (QuestionProblem if config.task == "qa" else MaskedProblem)(config, data)
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part)
+    return found.hexdigest()[:16]
 
 
 def _stem(path: Path) -> str:
