@@ -535,9 +535,12 @@ def cached_under_ddp(rank: int, size: int) -> None:
     reductions = []
 
     def hook(state, bucket):
+        # Waits: a Python callback on gloo's own thread may still run when the process ends, and aborts it.
         reductions.append(bucket.index())
-        work = dist.all_reduce(bucket.buffer(), async_op=True)
-        return work.get_future().then(lambda future: future.value()[0] / size)
+        dist.all_reduce(bucket.buffer())
+        done = torch.futures.Future()
+        done.set_result(bucket.buffer() / size)
+        return done
 
     model.register_comm_hook(None, hook)
     own = slice(0, 4) if rank == 0 else slice(4, 10)
@@ -562,6 +565,7 @@ def work(rank: int, size: int, file: str, done: str) -> None:
         with pytest.raises(ValueError, match=r"ClipLoss: rank and world_size are \(0, 3\), expected the"):
             ClipLoss(gather_with_grad=True, world_size=3)(torch.ones(1, D), torch.ones(1, D), 1.0)
         Path(f"{done}{rank}").touch()
+        dist.barrier()
     finally:
         dist.destroy_process_group()
 
