@@ -12,7 +12,7 @@ import pytest
 import torch
 from harness import OURS, Work, assert_near, free_memory, path_taken, peer
 from innerloop import ckd, infonce, ntxent, reference
-from innerloop.ops.infonce import MEMORY_BUDGET
+from innerloop.ops._infonce_common import MEMORY_BUDGET
 from torch import Tensor
 from torch.nn import functional as F
 

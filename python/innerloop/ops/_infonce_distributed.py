@@ -18,20 +18,10 @@ from torch import distributed as dist
 from torch.nn import functional as F
 
 from ._infonce_checks import check_choice, check_matrices, check_scalar
+from ._infonce_common import EPS, LSE, accumulator, inverse_norms
+from ._infonce_ops import backward_op, forward_op
 from ._registry import last_derivative, wants_grad
-from .infonce import (
-    _EPS,
-    _LSE,
-    Reduction,
-    _accumulator,
-    _backward,
-    _cross_entropy,
-    _forward,
-    _inverse_norms,
-    _scalar,
-    _wants_scalar,
-    _without_kernel,
-)
+from .infonce import Reduction, _cross_entropy, _scalar, _wants_scalar, _without_kernel
 
 __all__ = ["gather_keys", "infonce_distributed"]
 
@@ -127,7 +117,7 @@ def infonce_distributed(
 
     everyone = _exchange(op, describe, group)
     layout = _Layout(group, dist.get_rank(group), tuple(other["columns"] for other in everyone))
-    acc = _accumulator(q.dtype)
+    acc = accumulator(q.dtype)
     log_scale, bias = (_scalar(x, acc, q) for x in (log_scale, bias))
     want_k = any(other["want_k"] for other in everyone)
     positive, row, column = _GlobalSums.apply(q, k, log_scale, layout, normalize, symmetric, comm == "ring", want_k)
@@ -270,7 +260,7 @@ class _Scores:
 
     def __init__(self, q: Tensor, log_scale: Tensor, normalize: bool, symmetric: bool) -> None:
         self.q, self.log_scale, self.normalize, self.symmetric = _wide(q), log_scale, normalize, symmetric
-        self.inverse_q = _inverse_norms(q) if normalize else None
+        self.inverse_q = inverse_norms(q) if normalize else None
         self.plain = _without_kernel("infonce", q)
 
     def sums(self, k: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -278,7 +268,7 @@ class _Scores:
         if self.plain:
             _, positive, score = self._plain(self.q, _wide(k), targets)
             return positive, score.logsumexp(1), score.logsumexp(0) if self.symmetric else score.new_empty(0)
-        return _forward(*self._operands(k, targets), False, False)[:3]
+        return forward_op(*self._operands(k, targets), False, False)[:3]
 
     def gradients(
         self,
@@ -294,22 +284,22 @@ class _Scores:
         if self.plain:
             return self._plain_gradients(k, targets, of_rows, column, grad_column, wanted)
         scores = self.q.new_empty(0, 0)
-        return _backward(
+        return backward_op(
             grad_positive, grad_row, grad_column, positive, row, column, scores, *self._operands(k, targets), *wanted
         )[:3]
 
     def _operands(self, k: Tensor, targets: Tensor | None) -> tuple:
-        inverse = self.inverse_q, _inverse_norms(k) if self.normalize else None
+        inverse = self.inverse_q, inverse_norms(k) if self.normalize else None
         labels = limits = (None, None)
         return (
-            self.q, _wide(k), *inverse, self.log_scale, None, targets, *labels, *limits, _LSE, False, False,
+            self.q, _wide(k), *inverse, self.log_scale, None, targets, *labels, *limits, LSE, False, False,
             self.symmetric,
         )  # fmt: skip
 
     def _plain(self, q: Tensor, k: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Without a kernel: similarities (B, N), those of the targets (B,), and scores with -inf for those."""
         if self.normalize:
-            q, k = F.normalize(q, dim=1, eps=_EPS), F.normalize(k, dim=1, eps=_EPS)
+            q, k = F.normalize(q, dim=1, eps=EPS), F.normalize(k, dim=1, eps=EPS)
         similarity = q @ k.T
         score = self.log_scale.exp() * similarity
         if targets is None:
@@ -339,7 +329,7 @@ def _targets(q: Tensor, first: int) -> Tensor:
 
 
 def _wide(x: Tensor) -> Tensor:
-    return x.to(_accumulator(x.dtype))
+    return x.to(accumulator(x.dtype))
 
 
 # ---- all keys at a time ----

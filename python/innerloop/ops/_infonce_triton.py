@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..triton import infonce as kernels
-from .infonce import _LSE, MEMORY_BUDGET, _accumulator, _empty_results, _inverse_norms, _rows
+from ._infonce_common import LSE, MEMORY_BUDGET, accumulator, empty_results, inverse_norms, rows_of
 
 __all__ = ["backward", "forward", "mean"]
 
@@ -43,7 +43,7 @@ class _Call:
         self, q, k, inverse_q, inverse_k, scale, bias, targets, labels_q, labels_k, limit_q, limit_k, kind,
         skip_diagonal, upper, columns,
     ) -> None:  # fmt: skip
-        self.acc, self.columns = _accumulator(q.dtype), columns
+        self.acc, self.columns = accumulator(q.dtype), columns
         self.inverse_q, self.inverse_k = inverse_q, inverse_k
         self.scale = scale.to(self.acc)
         self.bias = self.scale if bias is None else bias.to(self.acc)
@@ -82,11 +82,11 @@ class _Call:
 
 def _side(data: Tensor, inverse: Tensor | None, labels: Tensor | None, limit: Tensor | None, normalized: bool) -> _Side:
     if normalized and inverse is None:
-        inverse = torch.ones(len(data), dtype=_accumulator(data.dtype), device=data.device)
+        inverse = torch.ones(len(data), dtype=accumulator(data.dtype), device=data.device)
     if normalized and data.dtype == torch.float16:
         # A row of zeros adds nothing, but its inverse norm leaves the range of G.
         inverse = inverse.masked_fill(inverse >= 1e12, 0)
-    return _Side(_rows(data), *(data if t is None else t.contiguous() for t in (inverse, labels, limit)))
+    return _Side(rows_of(data), *(data if t is None else t.contiguous() for t in (inverse, labels, limit)))
 
 
 def _runs(programs: int, size: int, tile: int) -> tuple[int, int]:
@@ -114,7 +114,7 @@ def forward(
 def _forward(call: _Call, counts: bool, keep_scores: bool) -> tuple[Tensor, ...]:
     q, k = call.q.data, call.k.data
     B, N = len(q), len(k)
-    results = _empty_results(q, k, call.columns, counts, keep_scores)
+    results = empty_results(q, k, call.columns, counts, keep_scores)
     positive, row, column, row_count, column_count, scores = results
     if B:
         kernels.positives[(triton.cdiv(B, call.whole["ROWS"]),)](
@@ -252,9 +252,9 @@ def mean(
             scale = scale * log_scale.double().exp()
         if targets is None:
             targets = torch.arange(len(q), device=q.device)
-        inverse = (_inverse_norms(q), _inverse_norms(k)) if normalize else (None, None)
+        inverse = (inverse_norms(q), inverse_norms(k)) if normalize else (None, None)
         call = _Call(
-            q, k, *inverse, scale, None, targets, labels_q, labels_k, None, None, _LSE, skip_diagonal, False, symmetric
+            q, k, *inverse, scale, None, targets, labels_q, labels_k, None, None, LSE, skip_diagonal, False, symmetric
         )
         want = want_q or want_k
         keep = want and len(q) * len(k) * call.acc.itemsize <= MEMORY_BUDGET
