@@ -8,7 +8,8 @@ import torch
 from harness import OURS, Work, assert_near, path_taken, peer
 from innerloop import band_attention, pool_kv, pooling_attention, reference
 from innerloop.nn import PoolingAttention, PoolingformerLayer, SlidingWindowAttention
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 H, D, KERNEL, STRIDE, W1, RADIUS = 8, 64, 5, 4, 128, 128
 
@@ -81,6 +82,30 @@ def band(length: int) -> tuple[Tensor, Tensor]:
     return (i - W1).clamp(min=0), (i + W1 + 1).clamp(max=length)
 
 
+def plain_layer(layer: PoolingformerLayer, x: Tensor) -> Tensor:
+    """The layer of two levels by its definition: each token projected, then pooled, and rows of scores formed."""
+    attention, length = layer.attention, x.shape[1]
+
+    def heads(names: str, source: Tensor) -> tuple[Tensor, ...]:
+        maps = (getattr(attention, f"{name}{names}") for name in ("query", "key", "value"))
+        return tuple(m(source).unflatten(-1, (H, -1)).transpose(1, 2) for m in maps)
+
+    q, k, v = heads("", x)
+    scale = q.shape[-1] ** -0.5
+    y, _ = reference.band_attention(q, k, v, *band(length), scale=scale)
+    q, k, v = heads("_pool", y.transpose(1, 2).flatten(2))
+    weights = (attention.weight_k, attention.weight_v) if attention.pooling == "ldconv" else (None, None)
+    k, v = (
+        reference.pool_kv(t, weight, kernel=KERNEL, stride=STRIDE, mode=attention.pooling)
+        for t, weight in zip((k, v), weights, strict=True)
+    )
+    entry = torch.arange(length) // STRIDE
+    low, high = (entry - RADIUS).clamp(min=0), (entry + RADIUS + 1).clamp(max=k.shape[2])
+    o, _ = reference.band_attention(q, k, v, low, high, scale=scale, residual=y)
+    x = layer.attention_norm(x + layer.output(o.transpose(1, 2).flatten(2)))
+    return layer.norm(x + layer.down(F.gelu(layer.up(x))))
+
+
 def longformer_layer(dim: int, window: int) -> torch.nn.Module | None:
     module = peer("transformers.models.longformer.modeling_longformer")
     config = peer("transformers.models.longformer.configuration_longformer")
@@ -114,6 +139,10 @@ def test_layer(pooling, quick, compare):
     layers = {OURS: PoolingformerLayer(two, 4 * dim, dropout=0.0)}
     layers["one level of 256 on each side"] = single = PoolingformerLayer(one, 4 * dim, dropout=0.0, eps=1e-12)
     functions = {name: lambda layer=layer: layer(x) for name, layer in layers.items()}
+    for p in two.parameters():  # as they start, the second level is lost in the first, and LDConv is the mean
+        nn.init.normal_(p, std=p.shape[-1] ** -0.5)
+    with torch.no_grad():
+        assert_near(functions[OURS](), plain_layer(layers[OURS], x), 1e-5, "layer of two levels")
     theirs, absent = longformer_layer(dim, 2 * W1), {}
     if theirs is None:
         absent["HF Longformer layer"] = "not installed"

@@ -15,6 +15,9 @@ namespace py = pybind11;
 using il::TensorView;
 
 void bind_infonce(py::module_& m);
+void bind_subgraph_attention(py::module_& m);
+void bind_motif_grid(py::module_& m);
+void bind_motifs(py::module_& m);
 
 namespace {
 
@@ -664,6 +667,9 @@ PYBIND11_MODULE(_cpu, m) {
     }
   });
   bind_infonce(m);
+  bind_subgraph_attention(m);
+  bind_motif_grid(m);
+  bind_motifs(m);
   m.def("pool_kv", &pool_kv);
   m.def("pool_kv_backward", &pool_kv_backward);
   m.def("band_attention", &band_attention);

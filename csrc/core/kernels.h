@@ -6,23 +6,33 @@
 #include "cpu/band_attention.h"
 #include "cpu/bellman_ford.h"
 #include "cpu/infonce.h"
+#include "cpu/motif_grid.h"
 #include "cpu/nbfnet_layer.h"
+#include "cpu/node_orbits.h"
 #include "cpu/pool_kv.h"
 #include "cpu/relational_spmm.h"
+#include "cpu/subgraph_attention.h"
+#include "cpu/triangles.h"
 
-#define IL_CPU_KERNELS(X)                                         \
-  X(band_attention, (const BandAttention& args))                  \
-  X(band_attention_backward, (const BandAttentionBackward& args)) \
-  X(bellman_ford, (BellmanFord & args, int threads))              \
-  X(infonce, (const InfoNce& args))                               \
-  X(infonce_backward, (const InfoNceBackward& args))              \
-  X(infonce_mean, (const InfoNceMean& args))                      \
-  X(nbfnet_layer, (const NbfnetLayer& args))                      \
-  X(nbfnet_layer_backward, (const NbfnetLayerBackward& args))     \
-  X(pool_kv, (const PoolKv& args))                                \
-  X(pool_kv_backward, (const PoolKvBackward& args))               \
-  X(relational_spmm, (const RelationalSpmm& args))                \
-  X(relational_spmm_backward, (const RelationalSpmmBackward& args))
+#define IL_CPU_KERNELS(X)                                                 \
+  X(band_attention, (const BandAttention& args))                          \
+  X(band_attention_backward, (const BandAttentionBackward& args))         \
+  X(bellman_ford, (BellmanFord & args, int threads))                      \
+  X(closeness, (Closeness & args))                                        \
+  X(infonce, (const InfoNce& args))                                       \
+  X(infonce_backward, (const InfoNceBackward& args))                      \
+  X(infonce_mean, (const InfoNceMean& args))                              \
+  X(motif_grid, (MotifGrid & args))                                       \
+  X(nbfnet_layer, (const NbfnetLayer& args))                              \
+  X(nbfnet_layer_backward, (const NbfnetLayerBackward& args))             \
+  X(node_orbits, (NodeOrbits & args))                                     \
+  X(pool_kv, (const PoolKv& args))                                        \
+  X(pool_kv_backward, (const PoolKvBackward& args))                       \
+  X(relational_spmm, (const RelationalSpmm& args))                        \
+  X(relational_spmm_backward, (const RelationalSpmmBackward& args))       \
+  X(subgraph_attention, (const SubgraphAttention& args))                  \
+  X(subgraph_attention_backward, (const SubgraphAttentionBackward& args)) \
+  X(triangles, (Triangles & args))
 
 namespace il {
 

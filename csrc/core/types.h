@@ -30,6 +30,21 @@ struct CsrView {
   int64_t num_edges;
 };
 
+// An undirected simple graph in rank space, see core/simple_graph.h. Row r holds the ranks of the neighbours of rank r in
+// ascending order: lower ones in [rowptr[r], split[r]), higher ones in [split[r], rowptr[r + 1]).
+struct SimpleGraph {
+  int64_t num_nodes;
+  int64_t num_edges;
+  const int64_t* rowptr;  // [n + 1]
+  const int64_t* split;   // [n]
+  const int32_t* col;     // [2m]
+  const int32_t* eid;     // [2m], position in the list of undirected edges
+  const int32_t* order;   // [n], node of each rank
+};
+
+// Asked now and then by long kernels: true once the caller wants them to return early.
+using Poll = bool (*)();
+
 // Thrown by a kernel that gets no scratch memory; MemoryError in Python.
 struct OutOfMemory {
   size_t bytes;

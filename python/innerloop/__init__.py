@@ -19,30 +19,46 @@ if TYPE_CHECKING:
     from .ops.band_attention import band_attention
     from .ops.bellman_ford import Semiring, bellman_ford
     from .ops.infonce import ckd, infonce, ntxent, siglip, supcon
+    from .ops.motif_grid import closeness, gather_grid, motif_grid
     from .ops.nbfnet_layer import nbfnet_layer
+    from .ops.node_orbits import edge_orbits, graphlets, node_orbits
     from .ops.pool_kv import pool_kv, pooled_valid, pooling_attention
     from .ops.relational_spmm import relational_spmm
+    from .ops.subgraph_attention import subgraph_attention
+    from .ops.triangles import clustering, transitivity, triangles
+    from .simple_graph import Graph
     from .system import cpu_isa, cpu_isas, has_cuda_kernels
 
 # name -> module that defines it; a module name alone maps to itself.
 _EXPORTS = {
     "Aggregate": ".ops._functions",
+    "Graph": ".simple_graph",
     "Message": ".ops._functions",
     "RelGraph": ".graph",
     "Semiring": ".ops.bellman_ford",
     "band_attention": ".ops.band_attention",
     "bellman_ford": ".ops.bellman_ford",
     "ckd": ".ops.infonce",
+    "closeness": ".ops.motif_grid",
+    "clustering": ".ops.triangles",
+    "edge_orbits": ".ops.node_orbits",
+    "gather_grid": ".ops.motif_grid",
+    "graphlets": ".ops.node_orbits",
     "infonce": ".ops.infonce",
     "infonce_distributed": ".ops._infonce_distributed",
+    "motif_grid": ".ops.motif_grid",
     "nbfnet_layer": ".ops.nbfnet_layer",
+    "node_orbits": ".ops.node_orbits",
     "ntxent": ".ops.infonce",
     "pool_kv": ".ops.pool_kv",
     "pooled_valid": ".ops.pool_kv",
     "pooling_attention": ".ops.pool_kv",
     "relational_spmm": ".ops.relational_spmm",
     "siglip": ".ops.infonce",
+    "subgraph_attention": ".ops.subgraph_attention",
     "supcon": ".ops.infonce",
+    "transitivity": ".ops.triangles",
+    "triangles": ".ops.triangles",
     "cpu_isa": ".system",
     "cpu_isas": ".system",
     "has_cuda_kernels": ".system",
@@ -51,6 +67,7 @@ _MODULES = ("compat", "data", "distributed", "nn", "ops", "recipes", "reference"
 
 __all__ = [
     "Aggregate",
+    "Graph",
     "Message",
     "RelGraph",
     "Semiring",
@@ -58,16 +75,23 @@ __all__ = [
     "band_attention",
     "bellman_ford",
     "ckd",
+    "closeness",
+    "clustering",
     "compat",
     "cpu_isa",
     "cpu_isas",
     "data",
     "distributed",
+    "edge_orbits",
+    "gather_grid",
+    "graphlets",
     "has_cuda_kernels",
     "infonce",
     "infonce_distributed",
+    "motif_grid",
     "nbfnet_layer",
     "nn",
+    "node_orbits",
     "ntxent",
     "ops",
     "pool_kv",
@@ -76,7 +100,10 @@ __all__ = [
     "reference",
     "relational_spmm",
     "siglip",
+    "subgraph_attention",
     "supcon",
+    "transitivity",
+    "triangles",
 ]
 
 

@@ -18,8 +18,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Lower must not import higher, nor a neighbour of its own height.
 HEIGHT = {
-    "_cpu": 0, "_cuda": 0, "reference": 0, "distributed": 0, "system": 1, "cuda": 1, "triton": 1, "graph": 1, "ops": 2,
-    "compat": 3, "nn": 3, "data": 3, "recipes": 4, "doctor": 4, "cli": 5, "__main__": 6,
+    "_cpu": 0, "_cuda": 0, "reference": 0, "distributed": 0, "system": 1, "cuda": 1, "triton": 1, "graph": 1,
+    "simple_graph": 1, "ops": 2, "compat": 3, "nn": 3, "data": 3, "recipes": 4, "doctor": 4, "cli": 5, "__main__": 6,
 }  # fmt: skip
 
 # What a file compiled once per instruction set may include: nothing here emits a shared inline function.

@@ -14,8 +14,10 @@ from innerloop.data.kg import (
     read_triples,
 )
 from innerloop.data.links import LinkGraph, read_links
+from innerloop.data.tu import GraphDataset, load_mutag, read_edge_list, read_tu
 
 __all__ = [
+    "GraphDataset",
     "ImageSet",
     "KnowledgeGraph",
     "LinkGraph",
@@ -23,13 +25,16 @@ __all__ = [
     "download_cifar100",
     "find_dataset",
     "load_embedded",
+    "load_mutag",
     "read_biokg",
     "read_cifar",
     "read_digits",
+    "read_edge_list",
     "read_fashion_mnist",
     "read_image_folder",
     "read_kg",
     "read_links",
     "read_omniglot",
     "read_triples",
+    "read_tu",
 ]

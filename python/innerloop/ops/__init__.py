@@ -4,22 +4,36 @@
 from .band_attention import band_attention
 from .bellman_ford import Semiring, bellman_ford
 from .infonce import ckd, infonce, ntxent, siglip, supcon
+from .motif_grid import closeness, gather_grid, motif_grid
 from .nbfnet_layer import nbfnet_layer
+from .node_orbits import edge_orbits, graphlets, node_orbits
 from .pool_kv import pool_kv, pooled_valid, pooling_attention
 from .relational_spmm import relational_spmm
+from .subgraph_attention import subgraph_attention
+from .triangles import clustering, transitivity, triangles
 
 __all__ = [
     "Semiring",
     "band_attention",
     "bellman_ford",
     "ckd",
+    "closeness",
+    "clustering",
+    "edge_orbits",
+    "gather_grid",
+    "graphlets",
     "infonce",
+    "motif_grid",
     "nbfnet_layer",
+    "node_orbits",
     "ntxent",
     "pool_kv",
     "pooled_valid",
     "pooling_attention",
     "relational_spmm",
     "siglip",
+    "subgraph_attention",
     "supcon",
+    "transitivity",
+    "triangles",
 ]

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the bindings of the pattern kernels share: the packed graph, outputs, and Ctrl-C.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <thread>
+
+#include "bind/checks.h"
+#include "core/simple_graph.h"
+
+inline il::SimpleGraph simple_graph(pybind11::handle index, pybind11::handle adjacency, const char* op) {
+  const il::TensorView i = il::cpu_view(index, op, "index"), a = il::cpu_view(adjacency, op, "adjacency");
+  il::check_rank(i, 1, op, "index");
+  il::check_rank(a, 1, op, "adjacency");
+  il::check_dtype(i, il::DType::kInt64, op, "index", "int64");
+  il::check_dtype(a, il::DType::kInt32, op, "adjacency", "int32");
+  il::SimpleGraph graph{};
+  IL_CHECK(il::unpack_simple_graph(i.ptr<int64_t>(), i.shape[0], a.ptr<int32_t>(), a.shape[0], &graph), op, "adjacency",
+           "length " + std::to_string(a.shape[0]) + " that does not fit index", "Graph.index and Graph.adjacency");
+  return graph;
+}
+
+// A contiguous int64 output of the given shape, or null.
+inline int64_t* counts_or_null(pybind11::handle obj, const char* op, const char* arg,
+                               std::initializer_list<int64_t> shape) {
+  if (obj.is_none()) return nullptr;
+  const il::TensorView t = il::cpu_view(obj, op, arg);
+  il::check_dtype(t, il::DType::kInt64, op, arg, "int64");
+  check_shape(t, shape, op, arg);
+  return t.ptr<int64_t>();
+}
+
+// Ctrl-C during a kernel: `requested` is its Poll, to be asked by any thread; only the one that called the kernel
+// looks, and only every 50 ms. The exception that a signal handler raised waits in Python until the kernel has
+// returned.
+class Interrupt {
+ public:
+  Interrupt();
+  static bool requested();
+  // Throws what the handler raised.
+  void raise() const;
+};

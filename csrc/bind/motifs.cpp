@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+// The graph of the pattern kernels, and the kernels that count fixed patterns, for _cpu.
+#include <pybind11/pybind11.h>
+
+#include <chrono>
+
+#include "bind/graph_checks.h"
+#include "core/kernels.h"
+
+namespace py = pybind11;
+using il::TensorView;
+
+namespace {
+
+// Of the innermost kernel call of this thread. Threads of its own that a kernel starts see the default: not theirs.
+thread_local bool watching = false;
+thread_local std::chrono::steady_clock::time_point next_look;
+
+}  // namespace
+
+Interrupt::Interrupt() {
+  watching = true;
+  next_look = std::chrono::steady_clock::now() + std::chrono::milliseconds(50);
+}
+
+bool Interrupt::requested() {
+  if (!watching) return false;
+  const auto now = std::chrono::steady_clock::now();
+  if (now < next_look) return false;
+  next_look = now + std::chrono::milliseconds(50);
+  py::gil_scoped_acquire gil;
+  return PyErr_CheckSignals() != 0;
+}
+
+void Interrupt::raise() const { throw py::error_already_set(); }
+
+namespace {
+
+int64_t build_simple_graph(py::handle index, py::handle adjacency, py::handle ends, py::handle source,
+                           py::handle destination, int64_t num_nodes) {
+  const char* op = "Graph";
+  const TensorView i = il::cpu_view(index, op, "index"), a = il::cpu_view(adjacency, op, "adjacency"),
+                   k = il::cpu_view(ends, op, "ends"), s = il::cpu_view(source, op, "source"),
+                   d = il::cpu_view(destination, op, "destination");
+  for (const auto& [view, name] : {std::pair{&i, "index"}, {&s, "source"}, {&d, "destination"}}) {
+    il::check_dtype(*view, il::DType::kInt64, op, name, "int64");
+  }
+  il::check_dtype(a, il::DType::kInt32, op, "adjacency", "int32");
+  il::check_dtype(k, il::DType::kInt32, op, "ends", "int32");
+  il::check_rank(s, 1, op, "source");
+  const int64_t pairs = s.shape[0];
+  check_shape(d, {pairs}, op, "destination");
+  check_shape(k, {pairs, 2}, op, "ends");
+  check_shape(i, {il::kSimpleHeader + 2 * num_nodes + 1}, op, "index");
+  check_shape(a, {4 * pairs + num_nodes}, op, "adjacency");
+  for (const TensorView* ids : {&s, &d}) {
+    const int64_t* id = ids->ptr<int64_t>();
+    for (int64_t e = 0; e < pairs; ++e) {
+      IL_CHECK(id[e] >= 0 && id[e] < num_nodes, op, "edge_index", std::to_string(id[e]),
+               "a node in [0, " + std::to_string(num_nodes) + ")");
+    }
+  }
+  const il::SimpleGraphBuild args{s.ptr<int64_t>(), d.ptr<int64_t>(), pairs,           num_nodes,
+                                  i.ptr<int64_t>(), a.ptr<int32_t>(), k.ptr<int32_t>()};
+  py::gil_scoped_release release;
+  return il::build_simple_graph(args);
+}
+
+void triangles(py::handle node, py::handle edge, py::handle index, py::handle adjacency, int threads) {
+  const char* op = "triangles";
+  IL_CHECK(threads >= 1, op, "threads", std::to_string(threads), "at least 1");
+  il::Triangles args{};
+  args.graph = simple_graph(index, adjacency, op);
+  args.node = counts_or_null(node, op, "node", {args.graph.num_nodes});
+  args.edge = counts_or_null(edge, op, "edge", {args.graph.num_edges});
+  args.threads = threads;
+  args.poll = &Interrupt::requested;
+  const Interrupt interrupt;
+  {
+    py::gil_scoped_release release;
+    il::kernels().triangles(args);
+  }
+  if (!args.finished) interrupt.raise();
+}
+
+void node_orbits(py::handle node, py::handle edge, py::handle index, py::handle adjacency, int k, bool induced,
+                 int threads) {
+  const char* op = "node_orbits";
+  IL_CHECK(threads >= 1, op, "threads", std::to_string(threads), "at least 1");
+  IL_CHECK(k >= 3 && k <= 5, op, "k", std::to_string(k), "3, 4 or 5");
+  const int64_t node_columns[] = {4, 15, 73}, edge_columns[] = {2, 12, 68};
+  il::NodeOrbits args{};
+  args.graph = simple_graph(index, adjacency, op);
+  args.k = k, args.induced = induced, args.threads = threads;
+  args.node = counts_or_null(node, op, "node", {args.graph.num_nodes, node_columns[k - 3]});
+  args.edge = counts_or_null(edge, op, "edge", {args.graph.num_edges, edge_columns[k - 3]});
+  args.poll = &Interrupt::requested;
+  const Interrupt interrupt;
+  {
+    py::gil_scoped_release release;
+    il::kernels().node_orbits(args);
+  }
+  if (!args.finished) interrupt.raise();
+}
+
+}  // namespace
+
+void bind_motifs(py::module_& m) {
+  m.def("build_simple_graph", &build_simple_graph);
+  m.def("triangles", &triangles);
+  m.def("node_orbits", &node_orbits);
+}

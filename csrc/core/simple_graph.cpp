@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "core/simple_graph.h"
+
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+namespace il {
+namespace {
+
+// u < v and strictly ascending pairs: nothing to drop, nothing to look for.
+bool already_simple(const SimpleGraphBuild& a) {
+  int64_t u0 = -1, v0 = -1;
+  bool sorted = true;
+  for (int64_t e = 0; e < a.num_pairs && sorted; ++e) {
+    const int64_t u = a.src[e], v = a.dst[e];
+    sorted = u < v && (u > u0 || (u == u0 && v > v0));
+    u0 = u, v0 = v;
+  }
+  return sorted;
+}
+
+// Positions of the first appearance of each undirected edge, ascending.
+std::vector<int64_t> first_appearances(const SimpleGraphBuild& a) {
+  const int64_t n = a.num_nodes, pairs = a.num_pairs;
+  std::vector<int64_t> start(n + 1, 0);
+  for (int64_t e = 0; e < pairs; ++e) ++start[std::min(a.src[e], a.dst[e]) + 1];
+  for (int64_t v = 0; v < n; ++v) start[v + 1] += start[v];
+  std::vector<int64_t> next(start.begin(), start.end() - 1), bucket(pairs);
+  for (int64_t e = 0; e < pairs; ++e) bucket[next[std::min(a.src[e], a.dst[e])]++] = e;
+  std::vector<int32_t> seen(n, -1);
+  std::vector<bool> keep(pairs);
+  for (int64_t v = 0; v < n; ++v) {
+    for (int64_t p = start[v]; p < start[v + 1]; ++p) {
+      const int64_t e = bucket[p], other = std::max(a.src[e], a.dst[e]);
+      keep[e] = other != v && seen[other] != v;
+      seen[other] = static_cast<int32_t>(v);
+    }
+  }
+  std::vector<int64_t> kept;
+  for (int64_t e = 0; e < pairs; ++e) {
+    if (keep[e]) kept.push_back(e);
+  }
+  return kept;
+}
+
+// Fills `order` with the nodes in ascending order of (degree, id).
+void order_by_degree(const std::vector<int32_t>& degree, int32_t* order) {
+  const int32_t top = degree.empty() ? 0 : *std::max_element(degree.begin(), degree.end());
+  std::vector<int32_t> next(top + 2, 0);
+  for (int32_t d : degree) ++next[d + 1];
+  for (int32_t d = 0; d <= top; ++d) next[d + 1] += next[d];
+  for (size_t v = 0; v < degree.size(); ++v) order[next[degree[v]]++] = static_cast<int32_t>(v);
+}
+
+}  // namespace
+
+bool unpack_simple_graph(const int64_t* index, int64_t index_length, const int32_t* adjacency, int64_t adjacency_length,
+                         SimpleGraph* out) {
+  if (index_length < kSimpleHeader + 1) return false;
+  const int64_t n = index[0], m = index[1];
+  if (n < 0 || m < 0 || index_length != kSimpleHeader + 2 * n + 1 || adjacency_length != 4 * m + n) return false;
+  const int64_t* rowptr = index + kSimpleHeader;
+  *out = {n, m, rowptr, rowptr + n + 1, adjacency, adjacency + 2 * m, adjacency + 4 * m};
+  return rowptr[0] == 0 && rowptr[n] == 2 * m;
+}
+
+int64_t build_simple_graph(const SimpleGraphBuild& a) {
+  const int64_t n = a.num_nodes;
+  const bool all = already_simple(a);
+  std::vector<int64_t> kept;
+  if (!all) kept = first_appearances(a);
+  const int64_t m = all ? a.num_pairs : static_cast<int64_t>(kept.size());
+
+  std::vector<int32_t> degree(n, 0);
+  for (int64_t e = 0; e < m; ++e) {
+    const int64_t at = all ? e : kept[e];
+    ++degree[a.ends[2 * e] = static_cast<int32_t>(a.src[at])];
+    ++degree[a.ends[2 * e + 1] = static_cast<int32_t>(a.dst[at])];
+  }
+  int64_t* rowptr = a.index + kSimpleHeader;
+  int64_t* split = rowptr + n + 1;
+  int32_t *col = a.adjacency, *eid = col + 2 * m, *order = eid + 2 * m;
+  a.index[0] = n, a.index[1] = m;
+  order_by_degree(degree, order);
+
+  // Rows in any order first; then each rank appends itself to its neighbours' rows, which sorts all of them.
+  std::vector<int32_t> rank(n);
+  std::vector<int64_t> next(n);
+  rowptr[0] = 0;
+  for (int64_t r = 0; r < n; ++r) {
+    rank[order[r]] = static_cast<int32_t>(r);
+    next[r] = rowptr[r];
+    rowptr[r + 1] = rowptr[r] + degree[order[r]];
+  }
+  struct Slot {
+    int32_t col, eid;
+  };
+  const std::unique_ptr<Slot[]> unsorted(new Slot[2 * m + 1]);
+  for (int64_t e = 0; e < m; ++e) {
+    const int32_t u = rank[a.ends[2 * e]], v = rank[a.ends[2 * e + 1]];
+    unsorted[next[u]++] = {v, static_cast<int32_t>(e)};
+    unsorted[next[v]++] = {u, static_cast<int32_t>(e)};
+  }
+  std::copy(rowptr, rowptr + n, next.begin());
+  for (int64_t r = 0; r < n; ++r) {
+    split[r] = next[r];  // all lower ranks have been here
+    for (int64_t p = rowptr[r]; p < rowptr[r + 1]; ++p) {
+      const int64_t to = next[unsorted[p].col]++;
+      col[to] = static_cast<int32_t>(r);
+      eid[to] = unsorted[p].eid;
+    }
+  }
+  return m;
+}
+
+}  // namespace il

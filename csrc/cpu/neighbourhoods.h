@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+// Triangles through directed edges: every edge goes from the lower rank to the higher, and a triangle v < u < w is seen
+// once, at v, as the edge u -> w between two of v's out-neighbours. The work is the sum of outdeg(u) over the edges
+// v -> u.
+#pragma once
+
+#include "cpu/workers.h"
+
+namespace il {
+namespace IL_ISA {
+namespace {
+
+// Directed edges are numbered row by row: the i-th out-edge of v has number `start(v) + i`.
+class Oriented {
+ public:
+  struct Row {
+    const int32_t* ends;
+    int32_t count;
+    int32_t start;
+  };
+
+  explicit Oriented(const SimpleGraph& graph) : g(graph), rows_(graph.num_nodes) {
+    rows = rows_.get();
+    int64_t edges = 0;
+    for (int64_t v = 0; v < g.num_nodes; ++v) {
+      const int64_t count = g.rowptr[v + 1] - g.split[v];
+      rows[v] = {g.col + g.split[v], int32_t(count), int32_t(edges)};
+      edges += count;
+      max_out = max64(max_out, count);
+    }
+    for (int64_t v = 0; v < g.num_nodes; ++v) {
+      const int64_t d = outdegree(v);
+      if (d * (d - 1) / 2 <= max_hits) continue;
+      int64_t reach = 0;
+      for (int64_t i = 0; i < d; ++i) reach += outdegree(out(v)[i]);
+      max_hits = max64(max_hits, min64(reach, d * (d - 1) / 2));
+    }
+  }
+  const int32_t* out(int64_t v) const { return rows[v].ends; }
+  int64_t outdegree(int64_t v) const { return rows[v].count; }
+  int64_t start(int64_t v) const { return rows[v].start; }
+  int64_t degree(int64_t v) const { return g.rowptr[v + 1] - g.rowptr[v]; }
+
+  SimpleGraph g;
+  Row* rows;
+  int64_t max_out = 0;
+  int64_t max_hits = 0;  // edges between the out-neighbours of one node, at most
+
+ private:
+  Scratch<Row> rows_;
+};
+
+constexpr int64_t kAhead = 4;  // rows lie anywhere: ask for one a few rows early
+
+// An edge between two out-neighbours of a node: its end's index among them and its own number.
+struct Hit {
+  uint64_t bits;
+  int64_t member() const { return int64_t(bits & 0xffff) - 1; }
+  int64_t number() const { return int64_t(bits >> 16); }
+};
+
+// The edges between the out-neighbours of v, for one v after the other. An out-degree is below sqrt(2m) < 2^16.
+class Neighbourhood {
+ public:
+  explicit Neighbourhood(const Oriented& graph)
+      : o(graph), marks_(graph.g.num_nodes), rows_(graph.max_out + 1), hits_(graph.max_hits + 1) {
+    row = rows_.get(), hit = hits_.get();
+    std::memset(marks_.get(), 0, graph.g.num_nodes * sizeof(uint16_t));
+  }
+
+  // The edges out of the i-th out-neighbour are hit[row[i]] to hit[row[i + 1]].
+  IL_NOINLINE void load(int64_t v) {
+    uint16_t* marks = marks_.get();
+    nodes = o.out(v), size = o.outdegree(v);
+    for (int64_t i = 0; i < size; ++i) marks[nodes[i]] = uint16_t(i + 1);
+    int64_t hits = 0;
+    for (int64_t i = 0; i < size; ++i) {
+      row[i] = hits;
+      if (i + kAhead < size) __builtin_prefetch(o.out(nodes[i + kAhead]));
+      hits = filter(o.rows[nodes[i]], marks, hit + hits) - hit;
+    }
+    row[size] = hits;
+    for (int64_t i = 0; i < size; ++i) marks[nodes[i]] = 0;
+  }
+
+  const Oriented& o;
+  const int32_t* nodes = nullptr;
+  int64_t size = 0;
+  int64_t* row;
+  Hit* hit;
+
+ private:
+  // Without a branch: what is no member is overwritten by the next hit.
+  static IL_NOINLINE Hit* filter(const Oriented::Row& u, const uint16_t* marks, Hit* hit) {
+    const int32_t *end = u.ends, *last = u.ends + u.count;
+    for (uint64_t number = uint64_t(u.start) << 16; end < last; ++end, number += 1 << 16) {
+      const uint64_t mark = marks[*end];
+      hit->bits = number | mark;
+      hit += mark != 0;
+    }
+    return hit;
+  }
+
+  Scratch<uint16_t> marks_;
+  Scratch<int64_t> rows_;
+  Scratch<Hit> hits_;
+};
+
+struct TriangleSums {
+  const Oriented& graph;
+  int32_t* edge;  // [m], by number of the directed edge
+};
+
+class TriangleWorker {
+ public:
+  TriangleWorker(const TriangleSums& sums, bool alone)
+      : o_(sums.graph), near_(sums.graph), edge_(sums.edge, sums.graph.g.num_edges, alone) {}
+  void operator()(int64_t v) {
+    if (o_.outdegree(v) < 2) return;
+    near_.load(v);
+    int32_t* mine = edge_.sums + o_.start(v);
+    for (int64_t i = 0; i < near_.size; ++i) {
+      mine[i] += int32_t(near_.row[i + 1] - near_.row[i]);
+      for (int64_t h = near_.row[i]; h < near_.row[i + 1]; ++h) {
+        ++mine[near_.hit[h].member()];
+        ++edge_[near_.hit[h].number()];
+      }
+    }
+  }
+  void merge() { edge_.merge(); }
+
+ private:
+  const Oriented& o_;
+  Neighbourhood near_;
+  Partial<int32_t> edge_;
+};
+
+constexpr int64_t kChunk = 64;  // nodes handed out at once
+
+}  // namespace
+}  // namespace IL_ISA
+}  // namespace il

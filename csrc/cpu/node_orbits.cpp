@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+// Orbit counts of all connected induced subgraphs on up to k nodes, at every node and every edge, exactly.
+// Nothing larger than a triangle is listed for k = 4: 4-cliques are population counts of bit rows, 4-cycles come from
+// paths below their highest node, and the rest follows by linear equations (orbits4.h). k = 5 is in orbits5.h.
+//
+// Work for k = 4: twice W = Σ over directed edges v -> u of outdeg(u) (6 bytes read each), a population count per
+// triangle and 64 out-neighbours, and three times the Σ of paths below the highest node (6 bytes each).
+// Each thread keeps its own sums: 4 m + 24 n bytes, and 32 m more for edges.
+#include "cpu/node_orbits.h"
+
+#include "cpu/orbits4.h"
+#include "cpu/orbits5.h"
+
+namespace il {
+namespace IL_ISA {
+namespace {
+
+template <class A>
+class Zeros {
+ public:
+  explicit Zeros(int64_t count) : memory_(count) { fill(memory_.get(), count, A(0)); }
+  A* get() { return memory_.get(); }
+
+ private:
+  Scratch<A> memory_;
+};
+
+void three_nodes(const Counts& c, const NodeSums* sums, NodeOrbits& args) {
+  const SimpleGraph& g = c.graph.g;
+  for (int64_t v = 0; v < g.num_nodes; ++v) {
+    const int64_t d = sums[v].degree, t = sums[v].triangles, s = sums[v].steps;
+    if (args.node != nullptr) {
+      int64_t* a = args.node + 4 * int64_t(g.order[v]);
+      a[0] = d, a[1] = s, a[2] = pairs(d), a[3] = t;
+      if (args.induced) a[1] -= 2 * t, a[2] -= t;
+    }
+    for (int64_t i = 0; args.edge != nullptr && i < c.graph.outdegree(v); ++i) {
+      const int64_t both = c.t[c.graph.start(v) + i];
+      int64_t* a = args.edge + 2 * int64_t(g.eid[g.split[v] + i]);
+      a[0] = d + sums[c.graph.out(v)[i]].degree - 2 - (args.induced ? 2 * both : 0);
+      a[1] = both;
+    }
+  }
+}
+
+bool count_cycles(const Counts& c, int threads, Poll poll) {
+  const int64_t n = c.graph.g.num_nodes;
+  // The highest rank has the highest degree; small counters stay in the first cache.
+  if (n == 0 || c.graph.degree(n - 1) < 65536) {
+    return share_out<CycleWorker<uint16_t>>(n, kChunk, threads, poll, c);
+  }
+  return share_out<CycleWorker<uint32_t>>(n, kChunk, threads, poll, c);
+}
+
+// Columns 15 to 72 of a node from the sums of its edges' columns 12 to 67, which node_forms has filled up to 14.
+void node_row(const Five& five, int64_t v, const int64_t* edges, int64_t* out) {
+  const NodeSums& s = five.nodes[v];
+  const int64_t d = s.degree, t = s.triangles, c4 = five.four.c4[v];
+  const SimpleGraph& g = five.four.graph.g;
+  int64_t squares = 0, ends = 0;
+  for (int64_t p = g.rowptr[v]; p < g.rowptr[v + 1]; ++p) {
+    const int64_t steps = five.four.graph.degree(g.col[p]) - 1;
+    squares += steps * steps;
+    ends += five.t_at[p] * steps;
+  }
+  fill(out + 15, 58, int64_t(0));
+  out[17] = (s.steps * s.steps - squares) / 2 - c4 - ends + t;
+  out[21] = s.steps * pairs(d - 1) - 2 * t * (d - 2);
+  out[23] = quadruples(d);
+  out[38] = c4 * (d - 2) - s.n13;
+  out[50] = five.hubs[v];
+  for (const NodeOfEdges& term : kNodeOfEdges) {
+    out[term.orbit] += term.coefficient * (term.from_node ? out[term.source] : edges[term.source]);
+  }
+  // Divisors once each orbit is complete: its terms stand together.
+  const NodeOfEdges* last = nullptr;
+  for (const NodeOfEdges& term : kNodeOfEdges) {
+    if (last == nullptr || last->orbit != term.orbit) out[term.orbit] /= term.divisor;
+    last = &term;
+  }
+}
+
+bool five_nodes(const Counts& c, const NodeSums* nodes, NodeOrbits& args) {
+  const Oriented& o = c.graph;
+  const SimpleGraph& g = o.g;
+  const int64_t n = g.num_nodes, m = g.num_edges;
+  Scratch<int32_t> t(m), t_at(2 * m);
+  Scratch<int64_t> k4(m), fan(m), far(m), back(2 * m), next(n);
+  for (int64_t v = 0; v < n; ++v) {
+    next.get()[v] = g.rowptr[v];
+    for (int64_t i = 0; i < o.outdegree(v); ++i) {
+      const int64_t number = o.start(v) + i, eid = g.eid[g.split[v] + i];
+      t.get()[eid] = c.t[number], k4.get()[eid] = c.k4_edge[number];
+      fan.get()[eid] = c.fan_edge[number], far.get()[eid] = c.far_edge[number];
+    }
+  }
+  int64_t triangles = 0;
+  for (int64_t v = 0; v < n; ++v) {
+    for (int64_t p = g.rowptr[v]; p < g.rowptr[v + 1]; ++p) {
+      t_at.get()[p] = t.get()[g.eid[p]];
+      if (g.col[p] < v) continue;
+      const int64_t q = next.get()[g.col[p]]++;  // rows get their lower nodes in order
+      back.get()[p] = q, back.get()[q] = p;
+    }
+  }
+  Scratch<int64_t> apexes(m + 1), filled(m);
+  for (int64_t e = 0; e < m; ++e) {
+    apexes.get()[e] = filled.get()[e] = triangles;
+    triangles += t.get()[e];
+  }
+  apexes.get()[m] = triangles;
+  Scratch<int32_t> apex(triangles);
+  list_apexes(o, filled.get(), apex.get());
+  Zeros<int64_t> sums(kEdgeSums * m), second(3 * m), cycles(2 * m), hubs(n), fresh(2 * m);
+  const Five five{c,
+                  nodes,
+                  t.get(),
+                  k4.get(),
+                  c.c4_edge,
+                  fan.get(),
+                  far.get(),
+                  t_at.get(),
+                  back.get(),
+                  apexes.get(),
+                  apex.get(),
+                  reinterpret_cast<EdgeSums*>(sums.get()),
+                  second.get(),
+                  cycles.get(),
+                  hubs.get(),
+                  fresh.get()};
+  constexpr int64_t few = 8;
+  if (!share_out<RootWorker>(n, few, args.threads, args.poll, five)) return false;
+  if (!share_out<SecondWorker>(n, few, args.threads, args.poll, five)) return false;
+  if (!share_out<FiveCycleWorker>(n, few, args.threads, args.poll, five)) return false;
+  if (!share_out<FiveCliqueWorker>(n, few, args.threads, args.poll, five)) return false;
+  for (int64_t v = 0; v < n; ++v) {
+    int64_t run = 0;
+    for (int64_t p = g.rowptr[v]; p < g.rowptr[v + 1]; ++p) {
+      run += five.fresh[p];
+      five.sums[g.eid[p]].n28 += five.cycles[p] - 2 * run;
+    }
+  }
+  const bool by_node = args.node != nullptr;
+  Zeros<int64_t> edges(by_node ? 68 * n : 0);
+  int64_t row[68];
+  for (int64_t v = 0; v < n; ++v) {
+    for (int64_t i = 0; i < o.outdegree(v); ++i) {
+      const int64_t u = o.out(v)[i], eid = g.eid[g.split[v] + i], low = five.sums[eid].fan_low;
+      int64_t* out = by_node ? row : args.edge + 68 * eid;
+      edge_row(end_of(c, nodes, v, low), end_of(c, nodes, u, five.fan[eid] - low), five.sums[eid],
+               five.second + 3 * eid, five.t[eid], five.c4[eid], five.k4[eid], five.far[eid], out);
+      for (int64_t j = 12; by_node && j < 68; ++j) {
+        edges.get()[68 * v + j] += row[j];
+        edges.get()[68 * u + j] += row[j];
+      }
+      if (!by_node && args.induced) subtract_larger(kEdgeOverlap, out);
+    }
+  }
+  for (int64_t v = 0; by_node && v < n; ++v) {
+    int64_t* out = args.node + 73 * int64_t(g.order[v]);
+    node_row(five, v, edges.get() + 68 * v, out);
+    if (args.induced) subtract_larger(kNodeOverlap, out);
+  }
+  return true;
+}
+
+}  // namespace
+
+void node_orbits(NodeOrbits& args) {
+  const SimpleGraph& g = args.graph;
+  const int64_t n = g.num_nodes, m = g.num_edges;
+  const Oriented oriented(g);
+  const bool four = args.k >= 4, edges = args.edge != nullptr || args.k == 5;
+  Zeros<int32_t> triangles(m);
+  Zeros<int64_t> by_node(3 * n), by_edge(edges && four ? 4 * m : 0);
+  Scratch<NodeSums> sums(n);
+  int64_t *node = by_node.get(), *edge = edges ? by_edge.get() : nullptr;
+  const auto column = [&](int64_t i) { return edges ? edge + i * m : nullptr; };
+  const Counts c{oriented, triangles.get(), node, node + n, node + 2 * n, column(0), column(1), column(2), column(3)};
+  args.finished = false;
+  if (!four) {
+    const TriangleSums only{oriented, c.t};
+    if (!share_out<TriangleWorker>(n, kChunk, args.threads, args.poll, only)) return;
+    sum_edges(c, sums.get());
+    three_nodes(c, sums.get(), args);
+    args.finished = true;
+    return;
+  }
+  if (!share_out<CliqueWorker>(n, kChunk, args.threads, args.poll, c)) return;
+  if (!share_out<FanWorker>(n, kChunk, args.threads, args.poll, c)) return;
+  if (!count_cycles(c, args.threads, args.poll)) return;
+  sum_edges(c, sums.get());
+  // For k = 5 the larger orbits are subtracted from all columns at once.
+  const bool induced = args.induced && args.k == 4;
+  if (args.node != nullptr) node_forms(c, sums.get(), args.node, args.k == 4 ? 15 : 73, induced);
+  if (args.edge != nullptr) edge_forms(c, sums.get(), args.edge, args.k == 4 ? 12 : 68, induced);
+  args.finished = args.k == 4 || five_nodes(c, sums.get(), args);
+}
+
+}  // namespace IL_ISA
+}  // namespace il

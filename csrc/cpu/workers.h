@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+// Loops over nodes whose cost differs by orders of magnitude, with sums private to each thread.
+#pragma once
+
+#include "core/simd.h"
+
+// For inner loops that would lose their registers inside a large caller.
+#define IL_NOINLINE __attribute__((noinline))
+
+namespace il {
+namespace IL_ISA {
+namespace {
+
+// Zeroed sums of one thread, added to the shared ones in `merge`. A single thread adds to the shared ones directly.
+// Integers, so the order of additions does not show. Null stays null. Null stays null.
+template <class A>
+class Partial {
+ public:
+  Partial(A* shared, int64_t count, bool alone)
+      : shared_(shared), count_(count), own_(alone || shared == nullptr ? 0 : count) {
+    if (alone || shared == nullptr) {
+      sums = shared;
+    } else {
+      sums = own_.get();
+      fill(sums, count, A(0));
+    }
+  }
+  void merge() {
+    if (sums == shared_) return;
+    for (int64_t i = 0; i < count_; ++i) shared_[i] += sums[i];
+  }
+  A& operator[](int64_t i) { return sums[i]; }
+  A* sums;
+
+ private:
+  A* shared_;
+  int64_t count_;
+  Scratch<A> own_;
+};
+
+// Worker(alone) is made once per thread; it gets worker(i) for each i of [0, count), chunks in ascending order, and at
+// the end worker.merge(), one thread at a time. Returns false when `poll` asked to stop.
+template <class Worker, class Args>
+IL_INLINE bool share_out(int64_t count, int64_t chunk, int threads, Poll poll, const Args& args) {
+  int64_t next = 0;
+  int stopped = 0;
+  if (threads > (count + chunk - 1) / chunk) threads = int(max64(1, (count + chunk - 1) / chunk));
+  parallel_tasks(threads, threads, [&](int64_t) {
+    Worker worker(args, threads == 1);
+    for (;;) {
+      int64_t first;
+      int stop;
+#pragma omp atomic capture
+      {
+        first = next;
+        next += chunk;
+      }
+#pragma omp atomic read
+      stop = stopped;
+      if (first >= count || stop) break;
+      for (int64_t i = first; i < min64(first + chunk, count); ++i) worker(i);
+      if (poll != nullptr && poll()) {
+#pragma omp atomic write
+        stopped = 1;
+      }
+    }
+#pragma omp critical(il_merge)
+    worker.merge();
+  });
+  return stopped == 0;
+}
+
+}  // namespace
+}  // namespace IL_ISA
+}  // namespace il

@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Graph: an undirected simple graph, or many side by side, laid out once for the kernels that count patterns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Graph"]
+
+_INT_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+_HEADER = 2  # `index` starts with n and m
+
+
+class Graph:
+    """An undirected simple graph, or the disjoint union of a batch of them.
+
+    Building it takes linear time: loops go, parallel and reverse edges become one, nodes are ranked by (degree, id),
+    the order in which the kernels direct every edge.
+
+    Args:
+        edge_index: integer (2, E); each undirected edge in one direction or in both, in any order.
+        num_nodes: number of nodes n. Default: largest id + 1, or the end of `ptr`.
+        ptr: int64 (B + 1,), for a batch of B graphs: graph b has the nodes ptr[b] to ptr[b + 1]. Default: one graph.
+        check: raise where an edge is a loop or comes twice, instead of dropping it. Reverse pairs are allowed.
+
+    Attributes:
+        num_nodes, num_edges, num_graphs: n, m (undirected), B.
+        index: int64 [n, m | rowptr (n + 1) | split (n)], adjacency: int32 [col (2m) | eid (2m) | order (n)]: rows of
+            neighbours by rank, ascending; from split[r] on they rank above r. eid is a row of :attr:`edges`.
+
+    Raises:
+        TypeError: ids that are not integers. ValueError: a shape that does not fit, 2**31 edges or nodes, or `check`.
+        IndexError: an id out of range, or an edge between two graphs of the batch.
+
+    Example:
+        >>> import torch, innerloop
+        >>> graph = innerloop.Graph(torch.tensor([[0, 1, 2, 2], [1, 2, 0, 3]]))
+        >>> graph
+        Graph(num_nodes=4, num_edges=4, num_graphs=1)
+        >>> innerloop.triangles(graph)
+        tensor([1, 1, 1, 0])
+    """
+
+    def __init__(
+        self, edge_index: Tensor, num_nodes: int | None = None, *, ptr: Tensor | None = None, check: bool = False
+    ) -> None:
+        source, destination = _pairs(edge_index)
+        self.ptr, self.num_nodes = _nodes(source, destination, num_nodes, ptr)
+        _check_range(source, destination, self.num_nodes)
+        if check:
+            _check_simple(source, destination, self.num_nodes)
+        pairs = source.shape[0]
+        # Room for all pairs in either direction; what loops and duplicates leave over is given back.
+        self.index = torch.empty(_HEADER + 2 * self.num_nodes + 1, dtype=torch.int64)
+        adjacency = torch.empty(4 * pairs + self.num_nodes, dtype=torch.int32)
+        ends = torch.empty(pairs, 2, dtype=torch.int32)
+        from . import _cpu
+
+        m = _cpu.build_simple_graph(self.index, adjacency, ends, source, destination, self.num_nodes)
+        self.num_edges = m
+        adjacency, ends = adjacency[: 4 * m + self.num_nodes], ends[:m]
+        self.adjacency, self._ends = (adjacency, ends) if m == pairs else (adjacency.clone(), ends.clone())
+        if self.num_graphs != 1:
+            self._check_batch()
+
+    def _check_batch(self) -> None:
+        graph = self.batch[self.edges]
+        across = (graph[:, 0] != graph[:, 1]).nonzero()
+        if across.numel():
+            edge = tuple(self.edges[int(across[0])].tolist())
+            raise IndexError(
+                f"Graph: edge_index has the edge {edge}, expected two nodes of the same graph of the batch"
+            )
+
+    @property
+    def num_graphs(self) -> int:
+        return self.ptr.shape[0] - 1
+
+    @cached_property
+    def batch(self) -> Tensor:
+        """int64 (n,): the graph of each node."""
+        return torch.repeat_interleave(torch.arange(self.num_graphs), self.ptr.diff(), output_size=self.num_nodes)
+
+    @cached_property
+    def edges(self) -> Tensor:
+        """int64 (m, 2): the undirected edges in order of their first appearance, as first given."""
+        return self._ends.long()
+
+    @property
+    def order(self) -> Tensor:
+        """int32 (n,): the node of each rank."""
+        return self.adjacency[4 * self.num_edges :]
+
+    @cached_property
+    def rank(self) -> Tensor:
+        """int64 (n,): position of each node in ascending order of (degree, id)."""
+        rank = torch.empty(self.num_nodes, dtype=torch.int64)
+        rank[self.order.long()] = torch.arange(self.num_nodes)
+        return rank
+
+    @cached_property
+    def degree(self) -> Tensor:
+        """int64 (n,): neighbours of each node."""
+        degree = torch.empty(self.num_nodes, dtype=torch.int64)
+        degree[self.order.long()] = self.index[_HEADER : _HEADER + self.num_nodes + 1].diff()
+        return degree
+
+    @classmethod
+    def batch_of(cls, graphs: Sequence[Any]) -> Graph:
+        """The disjoint union, in order, of graphs of any kind that :meth:`of` takes; a batch adds all its graphs."""
+        parts = [cls.of(graph) for graph in graphs]
+        starts = torch.tensor([0] + [part.num_nodes for part in parts]).cumsum(0).tolist()
+        edges = [part.edges + start for part, start in zip(parts, starts, strict=False)]
+        ptr = [part.ptr[1:] + start for part, start in zip(parts, starts, strict=False)]
+        empty = torch.empty(0, 2, dtype=torch.int64)
+        return cls(torch.cat([empty, *edges]).t(), starts[-1], ptr=torch.cat([torch.zeros(1, dtype=torch.int64), *ptr]))
+
+    @classmethod
+    def of(cls, graph: Any) -> Graph:
+        """A Graph from what libraries call one.
+
+        Args:
+            graph: a Graph, an `edge_index` tensor (2, E), a `networkx.Graph`, an `igraph.Graph`, a SciPy sparse matrix,
+                a PyG `Data` or `Batch`, or a DGL graph. Directions and weights are dropped; the nodes of a networkx
+                graph are numbered in its own order.
+
+        Raises:
+            TypeError: anything else.
+        """
+        if isinstance(graph, cls):
+            return graph
+        if isinstance(graph, Tensor):
+            return cls(graph)
+        for attributes, build in (
+            (("edge_index", "num_nodes"), cls.from_pyg),
+            (("ndata", "edges", "num_nodes"), cls.from_dgl),
+            (("get_edgelist", "vcount"), cls.from_igraph),
+            (("tocoo", "shape"), cls.from_scipy),
+            (("nodes", "edges", "adj"), cls.from_networkx),
+        ):
+            if all(hasattr(graph, name) for name in attributes):
+                return build(graph)
+        raise TypeError(
+            f"Graph: graph is {type(graph).__name__}, expected a Graph, an edge_index tensor (2, E), or a graph of "
+            "networkx, igraph, SciPy, PyG or DGL"
+        )
+
+    @classmethod
+    def from_networkx(cls, graph: Any) -> Graph:
+        """From a `networkx.Graph`, directed or multiple ones included; nodes are numbered in its own order."""
+        number = {node: i for i, node in enumerate(graph.nodes)}
+        pairs = [(number[u], number[v]) for u, v in graph.edges()]
+        return cls(torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).t(), len(number))
+
+    @classmethod
+    def from_igraph(cls, graph: Any) -> Graph:
+        """From an `igraph.Graph`."""
+        return cls(torch.tensor(graph.get_edgelist(), dtype=torch.int64).reshape(-1, 2).t(), graph.vcount())
+
+    @classmethod
+    def from_scipy(cls, matrix: Any) -> Graph:
+        """From a SciPy sparse adjacency matrix (n, n); an edge is where either triangle has an entry that is not 0.
+
+        Raises:
+            ValueError: a matrix that is not square.
+        """
+        if len(matrix.shape) != 2 or matrix.shape[0] != matrix.shape[1]:
+            raise ValueError(f"Graph: matrix has shape {tuple(matrix.shape)}, expected a square adjacency matrix")
+        entries = matrix.tocoo()
+        there = entries.data != 0
+        pairs = [torch.as_tensor(ids[there], dtype=torch.int64) for ids in (entries.row, entries.col)]
+        return cls(torch.stack(pairs), matrix.shape[0])
+
+    @classmethod
+    def from_pyg(cls, data: Any) -> Graph:
+        """From a PyG `Data`, or a `Batch`, whose `ptr` is kept."""
+        edge_index, ptr = data.edge_index, getattr(data, "ptr", None)
+        return cls(edge_index.cpu(), int(data.num_nodes), ptr=None if ptr is None else ptr.cpu())
+
+    @classmethod
+    def from_dgl(cls, graph: Any) -> Graph:
+        """From a homogeneous DGL graph, batched or not."""
+        sizes = graph.batch_num_nodes().cpu().long()
+        ptr = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+        return cls(torch.stack(graph.edges()).cpu(), int(graph.num_nodes()), ptr=ptr)
+
+    def __repr__(self) -> str:
+        return f"Graph(num_nodes={self.num_nodes}, num_edges={self.num_edges}, num_graphs={self.num_graphs})"
+
+
+def _pairs(edge_index: Tensor) -> tuple[Tensor, Tensor]:
+    if not isinstance(edge_index, Tensor):
+        raise TypeError(f"Graph: edge_index is {type(edge_index).__name__}, expected an integer tensor (2, E)")
+    if edge_index.dtype not in _INT_DTYPES:
+        raise TypeError(
+            f"Graph: edge_index has dtype {edge_index.dtype}, expected an integer dtype such as torch.int64"
+        )
+    if edge_index.dim() != 2 or edge_index.shape[0] != 2:
+        raise ValueError(f"Graph: edge_index has shape {tuple(edge_index.shape)}, expected (2, E)")
+    if edge_index.device.type != "cpu":
+        raise ValueError(f"Graph: edge_index is on {edge_index.device}, expected a CPU tensor")
+    if edge_index.shape[1] >= 2**31:
+        raise ValueError(f"Graph: edge_index has {edge_index.shape[1]} edges, expected fewer than 2**31")
+    source, destination = edge_index.to(torch.int64)
+    return source.contiguous(), destination.contiguous()
+
+
+def _nodes(source: Tensor, destination: Tensor, num_nodes: int | None, ptr: Tensor | None) -> tuple[Tensor, int]:
+    if num_nodes is not None and (isinstance(num_nodes, bool) or not isinstance(num_nodes, int)):
+        raise TypeError(f"Graph: num_nodes is {type(num_nodes).__name__}, expected int")
+    if num_nodes is not None and not 0 <= num_nodes < 2**31:
+        raise ValueError(f"Graph: num_nodes is {num_nodes}, expected a count in [0, 2**31)")
+    if ptr is None:
+        if num_nodes is None:
+            num_nodes = max(int(source.max()), int(destination.max())) + 1 if source.numel() else 0
+            num_nodes = max(num_nodes, 0)  # all ids negative: reported as out of range
+            if num_nodes >= 2**31:
+                raise ValueError(f"Graph: edge_index has the node {num_nodes - 1}, expected nodes below 2**31 - 1")
+        return torch.tensor([0, num_nodes]), num_nodes
+    if not isinstance(ptr, Tensor) or ptr.dtype not in _INT_DTYPES:
+        kind = ptr.dtype if isinstance(ptr, Tensor) else type(ptr).__name__
+        raise TypeError(f"Graph: ptr is {kind}, expected an integer tensor (B + 1,)")
+    ptr = ptr.to("cpu", torch.int64).clone()
+    if ptr.dim() != 1 or not ptr.numel() or int(ptr[0]) != 0 or bool((ptr.diff() < 0).any()):
+        raise ValueError(f"Graph: ptr is {_short(ptr)}, expected (B + 1,) ascending offsets that start with 0")
+    if num_nodes is not None and int(ptr[-1]) != num_nodes:
+        raise ValueError(f"Graph: ptr ends with {int(ptr[-1])}, expected num_nodes = {num_nodes}")
+    return ptr, int(ptr[-1])
+
+
+def _short(ids: Tensor) -> str:
+    return str(ids.tolist()) if ids.numel() <= 8 else f"a tensor of shape {tuple(ids.shape)}"
+
+
+def _check_range(source: Tensor, destination: Tensor, num_nodes: int) -> None:
+    for row, ids in enumerate((source, destination)):
+        if not ids.numel() or (int(ids.min()) >= 0 and int(ids.max()) < num_nodes):
+            continue
+        at = int(((ids < 0) | (ids >= num_nodes)).nonzero()[0])
+        raise IndexError(f"Graph: edge_index[{row}, {at}] is {int(ids[at])}, expected a node in [0, {num_nodes})")
+
+
+def _check_simple(source: Tensor, destination: Tensor, num_nodes: int) -> None:
+    loops = (source == destination).nonzero()
+    if loops.numel():
+        at = int(loops[0])
+        raise ValueError(f"Graph: edge_index[:, {at}] is a self loop at node {int(source[at])}, expected none")
+    order = (source * num_nodes + destination).sort(stable=True).indices
+    same = (source[order][1:] == source[order][:-1]) & (destination[order][1:] == destination[order][:-1])
+    if bool(same.any()):
+        at = int(order[int(same.nonzero()[0]) + 1])
+        edge = (int(source[at]), int(destination[at]))
+        raise ValueError(f"Graph: edge_index[:, {at}] is {edge} once more, expected each edge once")
