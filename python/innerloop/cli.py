@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 _USAGE = """\
@@ -31,6 +32,10 @@ usage: innerloop COMMAND ...
   innerloop ckd fit               train a small image classifier with a teacher's logits
   innerloop ckd evaluate CKPT     measure a trained one
   innerloop ckd compare           train by several methods with several seeds
+  innerloop ma-gcnn fit           train a classifier of graphs on the folds of an embedded set
+  innerloop ma-gcnn evaluate DIR  measure the models it kept
+  innerloop ma-gcnn compare       train several variants on the same folds
+  innerloop motif count FILE      orbits of every node, or edge, of a network
   innerloop doctor                which implementation each operator takes on this machine, and why
 """
 
@@ -40,6 +45,7 @@ _COMMANDS = {
     "ultra": ("predict", "evaluate", "fit"),
     "poolingformer": ("fit", "evaluate", "compare"),
     "ckd": ("fit", "evaluate", "compare"),
+    "ma-gcnn": ("fit", "evaluate", "compare"),
 }
 
 
@@ -54,6 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from innerloop import doctor
 
         return doctor.main(arguments[1:]) or 0
+    if command == "motif":
+        from innerloop.recipes import motif
+
+        return motif.main(arguments[1:])
     if command in _COMMANDS:
         return _recipe(command, arguments[1:])
     print(f"innerloop: unknown command {command!r}\n\n{_USAGE}", end="", file=sys.stderr)
@@ -74,10 +84,11 @@ def _recipe(name: str, arguments: list[str]) -> int:
         )
         return 1
 
+    from innerloop.recipes._run import UsageError
     from innerloop.recipes._task import Interrupted
 
-    recipe = importlib.import_module(f"innerloop.recipes.{name}")
-    commands = {command: getattr(recipe, command) for command in _COMMANDS[name]}
+    recipe = importlib.import_module(f"innerloop.recipes.{name.replace('-', '_')}")
+    commands = {command: _checked(getattr(recipe, command)) for command in _COMMANDS[name]}
 
     # --batch-size and --batch_size are the same option.
     for i, word in enumerate(arguments):
@@ -97,8 +108,24 @@ def _recipe(name: str, arguments: list[str]) -> int:
         if not _is_ours(error):
             raise
         print(f"innerloop: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
     return 0
+
+
+def _checked(command: Callable) -> Callable:
+    """The command, after a look at options that several recipes have, before any work."""
+    from innerloop.recipes._run import UsageError
+
+    @functools.wraps(command)  # jsonargparse reads the signature and the docstring of what is wrapped
+    def call(*args: object, **options: object) -> object:
+        threads, output = options.get("threads"), options.get("output")
+        if threads is not None and threads < 1:
+            raise UsageError(f"threads is {threads}, expected at least 1")
+        if output is not None and output.exists() and not output.is_dir():
+            raise UsageError(f"output is {str(output)!r}, a file, expected a folder")
+        return command(*args, **options)
+
+    return call
 
 
 def _is_ours(error: BaseException) -> bool:

@@ -1,19 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drop-ins for the two call forms of `generalized_rspmm` that the NBFNet family uses.
+"""Drop-ins for functions of other packages: `generalized_rspmm` of the NBFNet family, and those of orca-graphlets.
 
-Rows without edges return the identity of the sum (0, -inf, inf), where the peers return 0 or ±FLT_MAX; NaN is
-propagated; and a maximum's gradient goes to one edge, not to every tied one. See `relational_spmm`.
+In `generalized_rspmm` rows without edges return the identity of the sum (0, -inf, inf), where the peers return 0 or
+±FLT_MAX; NaN is propagated; and a maximum's gradient goes to one edge, not to every tied one. See `relational_spmm`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from .graph import RelGraph
+from .ops.node_orbits import edge_orbits, node_orbits
 from .ops.relational_spmm import relational_spmm
+from .simple_graph import Graph
 
-__all__ = ["generalized_rspmm"]
+__all__ = ["generalized_rspmm", "orca_edges", "orca_nodes"]
 
 
 _SPARSE = ("sparse", "relation", "input", "sum", "mul")
@@ -85,3 +90,55 @@ def _from_sparse(sparse: Tensor, relation: Tensor, input: Tensor, sum: str, mul:
         input = torch.cat([input, input.new_zeros(nodes - num_in, *input.shape[1:])])
     weight = sparse.values().to(input.dtype)
     return relational_spmm(graph, relation, input, sum=sum, mul=mul, edge_weight=weight)[:rows]
+
+
+def orca_nodes(
+    edge_list: np.ndarray | Tensor | Iterable[tuple[int, int]], num_nodes: int | None = None, graphlet_size: int = 4
+) -> np.ndarray:
+    """`orca_nodes` of the package orca-graphlets: `node_orbits` of an edge list, as an array.
+
+    Args:
+        edge_list: (m, 2) node ids ≥ 0; loops are dropped, an edge that comes twice counts once.
+        num_nodes: by default the greatest id + 1.
+        graphlet_size: 4 or 5, and 3.
+
+    Returns:
+        int64 (num_nodes, 15 | 73 | 4).
+
+    Raises:
+        ValueError: an edge list of another shape, or another size.
+        IndexError: an id out of range.
+    """
+    _check_size("orca_nodes", graphlet_size)
+    return node_orbits(_simple_graph("orca_nodes", edge_list, num_nodes), graphlet_size).numpy()
+
+
+def orca_edges(
+    edge_list: np.ndarray | Tensor | Iterable[tuple[int, int]], num_nodes: int | None = None, graphlet_size: int = 4
+) -> np.ndarray:
+    """`orca_edges` of the package orca-graphlets: `edge_orbits` of an edge list, as an array.
+
+    Args: as for `orca_nodes`.
+
+    Returns:
+        int64 (m, 12 | 68 | 2), a row for each distinct edge, in the order of their first appearance.
+    """
+    _check_size("orca_edges", graphlet_size)
+    return edge_orbits(_simple_graph("orca_edges", edge_list, num_nodes), graphlet_size).numpy()
+
+
+def _check_size(owner: str, graphlet_size: int) -> None:
+    if graphlet_size not in (3, 4, 5):
+        raise ValueError(f"{owner}: graphlet_size is {graphlet_size!r}, expected 4 or 5")
+
+
+def _simple_graph(owner: str, edge_list: np.ndarray | Tensor | Iterable[tuple[int, int]], n: int | None) -> Graph:
+    given = edge_list if isinstance(edge_list, np.ndarray | Tensor) else list(edge_list)
+    edges = torch.as_tensor(given, dtype=None if len(given) else torch.int64)
+    if edges.numel() == 0:
+        edges = edges.reshape(0, 2).long()
+    if edges.dim() != 2 or edges.shape[1] != 2 or edges.is_floating_point():
+        raise ValueError(
+            f"{owner}: edge_list is {edges.dtype} of shape {tuple(edges.shape)}, expected integers of shape (m, 2)"
+        )
+    return Graph(edges.T, n)

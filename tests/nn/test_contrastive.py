@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Contrastive losses against their formulas and the packages they stand in for; the queue; cached steps."""
+"""Contrastive losses against their formulas and the packages they stand in for; the queue; two processes."""
 
 from __future__ import annotations
 
@@ -127,6 +127,45 @@ def test_equal_to_open_clip(name):
     assert_close(ours(*inputs, True)["contrastive_loss"], theirs(*inputs, True)["contrastive_loss"])
 
 
+@pytest.mark.parametrize("bias", [None, number(-5.0)])
+def test_logits_of_clip(bias):
+    """Of open_clip's method and order, and what the loss is made of."""
+    inputs = leaves(*unit_rows(2, B, D), number(20.0))
+    per_image, per_text = ClipLoss().get_logits(*inputs, bias)
+    position = torch.arange(B)
+    loss = (F.cross_entropy(per_image, position) + F.cross_entropy(per_text, position)) / 2
+    assert_close(loss, ClipLoss()(*inputs, bias))
+    module = load_open_clip()
+    if module is not None:
+        for actual, expected in zip((per_image, per_text), module.ClipLoss().get_logits(*inputs, bias), strict=True):
+            assert_close(actual, expected)
+    with pytest.raises(ValueError, match=r"ClipLoss: text_features has shape \(6, 5\), expected \(7, 5\)"):
+        ClipLoss().get_logits(inputs[0], inputs[1][1:], 1.0)
+
+
+@pytest.mark.parametrize("loss", [ClipLoss, SigLipLoss])
+def test_features_of_several_dtypes_under_autocast(loss):
+    """One encoder ran in bfloat16, the other gave float32: each gradient in its own dtype. Else that is an error."""
+    image, text = unit_rows(2, B, D)
+    image, text, scale = leaves(image.bfloat16(), text.float(), number(10.0, FLOAT32))
+    wide = leaves(image.float(), text, scale)
+    expected = loss()(*wide, -2.0)
+    expected.backward()
+    with torch.autocast("cpu", torch.bfloat16):
+        value = loss()(image, text, scale, -2.0)
+    value.backward()
+    assert_close(value, expected)
+    for x, truth in zip((image, text, scale), wide, strict=True):
+        assert x.grad.dtype == x.dtype
+        assert_close(x.grad, truth.grad.to(x.dtype))
+    if loss is ClipLoss:
+        with torch.autocast("cpu", torch.bfloat16):
+            logits, _ = loss().get_logits(image, text, scale)
+        assert_close(logits.float(), 10 * image.float() @ text.T, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match=r"has dtype torch\.float32, expected torch\.bfloat16"):
+        loss()(image, text, scale, -2.0)
+
+
 def test_equal_to_pytorch_metric_learning():
     losses = pytest.importorskip("pytorch_metric_learning.losses")
     torch.manual_seed(0)
@@ -217,7 +256,7 @@ def test_infonce_options_reach_the_op():
 
 
 def test_learned_temperature():
-    """Is clamped before it is used; what an earlier call saved for its backward pass stays valid."""
+    """Is used up to max_scale, and left as it is."""
     q, k = torch.randn(2, B, D)
     loss = InfoNCELoss(0.07, learned=True, max_scale=20)
     assert [name for name, _ in loss.named_parameters()] == ["log_scale"]
@@ -230,8 +269,48 @@ def test_learned_temperature():
     with torch.no_grad():
         loss.log_scale.fill_(5.0)
     assert_close(loss(q, k), innerloop.infonce(q, k, log_scale=math.log(20), normalize=True))
-    assert_close(loss.log_scale.detach(), number(math.log(20), FLOAT32))
+    assert loss.log_scale == 5
     assert "temperature=0.05, normalize=True" in repr(loss)
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch.compile
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("start", [4.0, 2.0])
+def test_gradient_of_a_learned_temperature(start, sign):
+    """By backward, torch.func and torch.compile: above the maximum it leads down, or is 0."""
+    q = torch.randn(B, D)
+    k = sign * q  # the loss wants a larger scale where positives are the greatest scores
+    loss = InfoNCELoss(learned=True, max_scale=20)
+    parameters = {"log_scale": torch.tensor(start)}
+    loss.load_state_dict(parameters)
+    loss(q, k).backward()
+    fixed = number(min(start, math.log(20)), FLOAT32).requires_grad_()
+    innerloop.infonce(q, k, log_scale=fixed, normalize=True).backward()
+    assert fixed.grad * sign < 0
+    expected = torch.zeros(()) if start > math.log(20) and sign == 1 else fixed.grad
+    of_call = torch.func.grad(lambda p: torch.func.functional_call(loss, p, (q, k)))(parameters)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    (of_graph,) = torch.autograd.grad(compiled(q, k), loss.log_scale)
+    for actual in (loss.log_scale.grad, of_call["log_scale"], of_graph):
+        assert_close(actual, expected)
+    assert parameters["log_scale"] == loss.log_scale == start
+
+
+def test_a_learned_temperature_comes_back():
+    """First it is pushed against its maximum, then away from it."""
+    q = torch.randn(B, D)
+    loss = InfoNCELoss(learned=True, max_scale=20)
+    optimizer = torch.optim.Adam(loss.parameters(), lr=0.05)
+    highest = lowest = 0.0
+    for sign in (1, -1):
+        for _ in range(60):
+            optimizer.zero_grad()
+            loss(q, sign * q).backward()
+            optimizer.step()
+            lowest = loss.log_scale.item()
+            highest = max(highest, lowest)
+    assert math.log(20) < highest < math.log(20) + 0.5
+    assert lowest < math.log(15)
 
 
 def test_empty_queue():
@@ -262,6 +341,24 @@ def test_queue_is_a_ring(labelled):
             assert torch.equal(queue.labels, expected)
         else:
             assert queue.labels is None
+
+
+def test_losses_take_a_labelled_queue():
+    """As further keys with labels of their own."""
+    queue, labels = EmbeddingQueue(8, D, labelled=True), torch.arange(B) % 3
+    queue.push(torch.randn(5, D), torch.arange(5) % 4)
+    memory = {"queue": queue.embeddings, "labels_queue": queue.labels}
+    q, k = torch.randn(2, B, D)
+    loss = InfoNCELoss(symmetric=False, negatives_mask="same_label")
+    both = torch.cat([k, queue.embeddings]), torch.cat([labels, queue.labels])
+    expected = loss(q, both[0], labels_q=labels, labels_k=both[1])
+    assert_close(loss(q, k, labels_q=labels, labels_k=labels, **memory), expected)
+    views = torch.randn(B, 2, D)
+    everything = torch.cat([views.flatten(0, 1), queue.embeddings])
+    each = SupConLoss(reduction="none")(everything, torch.cat([labels.repeat_interleave(2), queue.labels]))
+    assert_close(SupConLoss(reduction="none")(views, labels, **memory), each[: 2 * B])
+    with pytest.raises(ValueError, match="SupConLoss: labels is None, expected labels with a queue"):
+        SupConLoss()(views, **memory)
 
 
 def test_queue_goes_on_from_its_state():
@@ -316,131 +413,6 @@ def test_labels_of_an_unlabelled_queue():
         EmbeddingQueue(4, 2).push(torch.ones(1, 2), torch.ones(1, dtype=torch.int64))
 
 
-# ---- cached steps ----
-
-
-class Encoder(nn.Module):
-    """With dropout; the scale is a plain argument."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(nn.Linear(width, 8), nn.Dropout(0.5), nn.Tanh(), nn.Linear(8, D))
-
-    def forward(self, x: Tensor, scale: float = 1.0, shift: Tensor | None = None) -> Tensor:
-        return self.layers(scale * x if shift is None else scale * x + shift)
-
-
-def step_with_graph(encoders: list[nn.Module], inputs: list, loss: Callable, size: int) -> Tensor:
-    """All micro-batches with their graphs at a time; inputs are lists of them."""
-    value = loss(*(torch.cat([enc(*a, **kw) for a, kw in x]) for enc, x in zip(encoders, inputs, strict=True)))
-    value.backward()
-    return value.detach()
-
-
-def gradients(*modules: nn.Module) -> list[Tensor]:
-    return [p.grad.clone() for module in modules for p in module.parameters()]
-
-
-@pytest.mark.parametrize("shared", [False, True])
-def test_cached_step_has_the_gradients_of_the_whole_batch(shared):
-    """With dropout, a remainder, positional and named inputs, and a loss with a parameter and random numbers.
-
-    Gradients are added up, and the random numbers that follow are the same.
-    """
-    torch.manual_seed(0)
-    image = Encoder(6).double()
-    text = image if shared else Encoder(6).double()
-    info = InfoNCELoss(learned=True).double()
-    x, y, shift = torch.randn(3, B, 6, dtype=torch.float64)
-    whole = [(x, 2.0), {"x": y, "scale": 0.5, "shift": shift}]
-    parts = [
-        [((x[i : i + 3], 2.0), {}) for i in (0, 3, 6)],
-        [((), {"x": y[i : i + 3], "scale": 0.5, "shift": shift[i : i + 3]}) for i in (0, 3, 6)],
-    ]
-    state = torch.get_rng_state()
-    results = []
-
-    def loss(q: Tensor, k: Tensor) -> Tensor:
-        return torch.rand(()) * info(q, k)
-
-    for step, inputs in ((step_with_graph, parts), (cached_contrastive_step, whole)):
-        torch.set_rng_state(state)
-        for p in (*image.parameters(), *text.parameters(), *info.parameters()):
-            p.grad = torch.ones_like(p)
-        value = step([image, text], inputs, loss, 3)
-        results.append([value, *gradients(image, text, info), torch.get_rng_state().double()])
-    for actual, expected in zip(*reversed(results), strict=True):
-        assert_close(actual, expected)
-    assert not results[1][0].requires_grad
-
-
-def test_cached_step_of_one_micro_batch_and_of_none():
-    x, y = torch.randn(2, B, 6)
-    encoder, loss = nn.Linear(6, D), InfoNCELoss()
-    loss(encoder(x), encoder(y)).backward()
-    expected = gradients(encoder)
-    encoder.zero_grad()
-    cached_contrastive_step([encoder, encoder], [x, y], loss, micro_batch=100)
-    for actual, truth in zip(gradients(encoder), expected, strict=True):
-        assert_close(actual, truth)
-    assert cached_contrastive_step([encoder, encoder], [x[:0], y[:0]], loss, micro_batch=4) == 0
-
-
-def test_cached_step_with_a_frozen_encoder_and_an_unused_one():
-    x, y = torch.randn(2, B, 6)
-    frozen, encoder, unused = (nn.Linear(6, D) for _ in range(3))
-    frozen.requires_grad_(False)
-    loss = InfoNCELoss()
-    loss(frozen(x), encoder(y)).backward()
-    expected = gradients(encoder)
-    encoder.zero_grad()
-    cached_contrastive_step([frozen, encoder, unused], [x, y, y], lambda q, k, _: loss(q, k), 2)
-    for actual, truth in zip(gradients(encoder), expected, strict=True):
-        assert_close(actual, truth)
-    assert not any(g.any() for g in gradients(unused))
-
-
-def test_cached_step_under_autocast():
-    """Weights that were cast without gradient in the first pass are not those of the second."""
-    encoder = nn.Linear(6, D)
-    with torch.autocast("cpu", torch.bfloat16):
-        cached_contrastive_step([encoder, encoder], torch.randn(2, B, 6), InfoNCELoss(), 3)
-    assert all(g.any() for g in gradients(encoder))
-
-
-def test_cached_step_holds_one_micro_batch():
-    """No activation of more rows than a micro-batch's is ever saved for the backward pass of an encoder."""
-    saved = []
-
-    def pack(t: Tensor) -> Tensor:
-        saved.append(t.shape)
-        return t
-
-    encoder = Encoder(64)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        cached_contrastive_step([encoder, encoder], torch.randn(2, 40, 64), lambda q, k: (q * k).sum(), 4)
-    assert (4, 64) in saved
-    assert (40, 64) not in saved
-
-
-@pytest.mark.parametrize(
-    ("arguments", "kind", "text"),
-    [
-        (([nn.Identity()], [torch.ones(2, 2)], torch.sum, 0), ValueError, "micro_batch is 0, expected an integer of"),
-        (([], [], torch.sum, 1), ValueError, "inputs has length 0, expected 0 like encoders, above 0"),
-        (([nn.Identity()], [], torch.sum, 1), ValueError, "inputs has length 0, expected 1 like encoders"),
-        (([nn.Identity()], [(torch.ones(2), torch.ones(3))], torch.sum, 1), ValueError, r"inputs\[0\] has tensors of"),
-        (([nn.Identity()], [None], torch.sum, 1), ValueError, r"inputs\[0\] has tensors of \[\] rows"),
-        (([torch.sum], [torch.ones(2, 2)], torch.sum, 1), ValueError, r"an encoder returned shape \(\), expected"),
-        (([lambda x: None], [torch.ones(2, 2)], torch.sum, 1), ValueError, "an encoder returned NoneType, expected"),
-        (([nn.Identity()], [torch.ones(2, 2)], lambda x: x, 1), ValueError, r"loss returned shape \(2, 2\), expected"),
-    ],
-)
-def test_bad_cached_steps(arguments, kind, text):
-    with pytest.raises(kind, match=f"cached_contrastive_step: {text}"):
-        cached_contrastive_step(*arguments)
-
-
 # ---- what does not fit ----
 
 
@@ -486,6 +458,10 @@ def test_bad_scales_and_groups(loss):
 # ---- two processes ----
 
 
+def gradients(*modules: nn.Module) -> list[Tensor]:
+    return [p.grad.clone() for module in modules for p in module.parameters()]
+
+
 def both_losses(rank: int, size: int) -> list[tuple[nn.Module, nn.Module | None, Callable, bool]]:
     """Ours, open_clip's where there is one, the formula, and whether the value is that of this process's rows."""
     module = load_open_clip()
@@ -522,6 +498,28 @@ def drop_ins(rank: int, size: int) -> None:
             dist.all_reduce(mean)
             assert_close(mean / size, expected)
             assert local != bool((value - expected).abs() < 1e-10)
+        if isinstance(ours, ClipLoss):
+            check_logits(ours, theirs, own if local else slice(None), image, text, scale)
+
+
+def check_logits(ours: ClipLoss, theirs: nn.Module | None, rows: slice, *whole: Tensor) -> None:
+    """The rows of this process against all columns; gradients of own rows, summed over the processes."""
+    image, text, scale = whole
+    own = slice(3 * ours.rank, 3 * ours.rank + 3)
+    expected = (scale * image @ text.T)[rows], (scale * text @ image.T)[rows]
+    weight = torch.randn(6, 6, dtype=torch.float64)[rows]
+    grads = []
+    for loss in (ours, theirs):
+        if loss is None:
+            continue
+        mine = leaves(image[own], text[own])
+        logits = loss.get_logits(*mine, scale)  # of open_clip without a bias, which it adds twice to a transposed view
+        for actual, truth in zip(logits, expected, strict=True):
+            assert_close(actual, truth)
+        (weight * (logits[0] + logits[1].square())).sum().backward()
+        grads.append([x.grad for x in mine])
+    for actual, truth in zip(*(grads if len(grads) == 2 else ([], [])), strict=True):
+        assert_close(actual, truth)
 
 
 def cached_under_ddp(rank: int, size: int) -> None:

@@ -43,6 +43,9 @@ VARIANTS = {
     "global_keys_mean": {"global_level2": "keys", "pooling": "mean"},
     "global_keys_none": {"global_level2": "keys", "pooling": "none"},
     "global_keys_stride_1": {"global_level2": "keys", "stride": 1, "kernel": 3},
+    "relative_bias": {"relative_bias": True},
+    "relative_bias_global_keys": {"relative_bias": True, "global_level2": "keys", "pooling": "mean"},
+    "relative_bias_global_keys_stride_1": {"relative_bias": True, "global_level2": "keys", "stride": 1, "kernel": 3},
 }
 DIM, HEADS = 16, 2
 
@@ -75,10 +78,17 @@ def merge(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
-def dense(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
+def dense(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, bias: Tensor | float = 0.0) -> Tensor:
     """Softmax attention over the keys of the mask (B, Lq, Lk); 0 for a query without a key."""
-    score = (q @ k.mT / math.sqrt(q.shape[-1])).masked_fill(~seen[:, None], -torch.inf)
+    score = (q @ k.mT / math.sqrt(q.shape[-1]) + bias).masked_fill(~seen[:, None], -torch.inf)
     return score.softmax(-1).nan_to_num(0.0) @ v
+
+
+def of_distance(table: Tensor | None, own: Tensor, keys: int, left: int) -> Tensor:
+    """(H, Lq, keys): the column of the table that is `left` + key - own position of the query; 0 without a table."""
+    if table is None:
+        return torch.zeros(HEADS, len(own), keys, dtype=torch.float64)
+    return table[:, (torch.arange(keys) - own[:, None] + left).clamp(0, table.shape[1] - 1)]
 
 
 def plain_level1(m: SlidingWindowAttention, x: Tensor, valid: Tensor, index: Tensor) -> Tensor:
@@ -92,7 +102,8 @@ def plain_level1(m: SlidingWindowAttention, x: Tensor, valid: Tensor, index: Ten
     left, right = (L if r < 0 else r for r in m.window)
     window = (i >= i[:, None] - left) & (i <= i[:, None] + right)
     seen = (window & ~is_global[:, None] | is_global[:, None]) & valid[:, None]
-    local = merge(dense(*(heads(p(x)) for p in (m.query, m.key, m.value)), seen))
+    bias = of_distance(m.relative_bias, i, L, m.window[0]) * ~is_global[:, None, None]
+    local = merge(dense(*(heads(p(x)) for p in (m.query, m.key, m.value)), seen, bias))
     everything = valid[:, None].expand(B, L, L)
     full = merge(dense(*(heads(p(x)) for p in (m.query_global, m.key_global, m.value_global)), everything))
     return torch.where(is_global[..., None], full, local).masked_fill(~valid[..., None], 0)
@@ -112,6 +123,7 @@ def plain_two_level(m: PoolingAttention, x: Tensor, valid: Tensor, index: Tensor
         entry = torch.arange(-(-n // m.stride))
         radius = n if m.pool_window < 0 else m.pool_window // m.stride
         seen = (entry >= i // m.stride - radius) & (entry <= i // m.stride + radius)
+        bias = of_distance(m.relative_bias_pool, i[:, 0] // m.stride, len(entry), radius)
         own_k, own_v = k[:, :, globals_], v[:, :, globals_]
         if m.pooling == "none" and m.global_level2 == "keys":
             seen[:, globals_] = False  # counted once, below
@@ -124,7 +136,8 @@ def plain_two_level(m: PoolingAttention, x: Tensor, valid: Tensor, index: Tensor
         if m.global_level2 == "keys":
             k, v = torch.cat([k, own_k], 2), torch.cat([v, own_v], 2)
             seen = torch.cat([seen, torch.ones(n, len(globals_), dtype=torch.bool)], 1)
-        out[b, :n] = (y[b : b + 1, :n] + merge(dense(q, k, v, seen[None])))[0]
+            bias = F.pad(bias, (0, len(globals_)))
+        out[b, :n] = (y[b : b + 1, :n] + merge(dense(q, k, v, seen[None], bias)))[0]
     return out
 
 
@@ -236,6 +249,8 @@ def test_ablations_differ():
     for variant in VARIANTS:
         if variant in ("per_head", "copied", "global_keys_stride_1", "wide", "narrow"):
             continue  # other shapes of weights, or those of "ldconv"
+        if variant.startswith("relative_bias"):
+            continue  # more weights
         m = two_level(variant)
         m.load_state_dict({name: weights[name] for name in m.state_dict()})
         results[variant] = m(x, valid, index)
@@ -271,6 +286,10 @@ def test_initial_values():
     assert torch.equal(copied.key_pool.weight, copied.key.weight)
     assert not bool(copied.value_pool.weight.any())
     assert copied.weight_k.shape == (4, 5, 64)
+    # A relative bias starts as none.
+    biased = PoolingAttention(256, 4, (2, 3), pool_window=8, relative_bias=True)
+    assert (biased.relative_bias.shape, biased.relative_bias_pool.shape) == ((4, 6), (4, 5))
+    assert not bool(biased.relative_bias.any() | biased.relative_bias_pool.any())
     # LDConv starts as the mean.
     mean = PoolingAttention(256, 4, (2, 2), pooling="mean")
     mean.load_state_dict({name: m.state_dict()[name] for name in mean.state_dict()})
@@ -336,7 +355,7 @@ def test_dropout():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("variant", ["ldconv", "mean", "max", "none", "input", "global_keys_mean"])
+@pytest.mark.parametrize("variant", ["ldconv", "mean", "max", "none", "input", "global_keys_mean", "relative_bias"])
 def test_half_and_autocast(variant, dtype):
     layer = PoolingformerLayer(two_level(variant).float(), 32, dropout=0.0)
     x, valid, index = (t.float() if t.is_floating_point() else t for t in example())
@@ -354,7 +373,7 @@ def test_half_and_autocast(variant, dtype):
 
 
 @filter_torch_warnings
-@pytest.mark.parametrize("variant", ["ldconv", "mean", "max", "none", "global_keys"])
+@pytest.mark.parametrize("variant", ["ldconv", "mean", "max", "none", "global_keys", "relative_bias"])
 def test_compile(variant):
     torch._dynamo.reset()
     layer = PoolingformerLayer(two_level(variant), 32, dropout=0.0).double()
@@ -658,6 +677,14 @@ BAD = [
     (lambda: SlidingWindowAttention(8, 2, 4), r"window is 4, expected \(left, right\)"),
     (lambda: SlidingWindowAttention(8, 2, (4, -2)), r"window is \(4, -2\)"),
     (lambda: SlidingWindowAttention(8, 2, (4, 4), dropout=1.0), "dropout is 1.0"),
+    (
+        lambda: SlidingWindowAttention(8, 2, (4, -1), relative_bias=True),
+        r"relative_bias is True with window \(4, -1\), expected a limited one",
+    ),
+    (
+        lambda: PoolingAttention(8, 2, pool_window=-1, relative_bias=True),
+        "relative_bias is True with pool_window -1, expected a limited one",
+    ),
     (lambda: PoolingAttention(8, 2, pool_window=10), "pool_window is 10, expected tokens .* multiple of stride"),
     (lambda: PoolingAttention(8, 2, kernel=0), "PoolingAttention: kernel is 0"),
     (lambda: PoolingAttention(8, 2, pooling="sum"), "pooling is 'sum', expected one of ldconv, mean, max, none"),

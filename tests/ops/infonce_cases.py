@@ -73,8 +73,8 @@ GOLDEN_CKD = {
 
 def by_hand(
     q, k, *, log_scale=0.0, bias=0.0, symmetric=True, targets=None, labels_q=None, labels_k=None, weights=None,
-    negatives_mask="none", margin=0.1, exclude_diagonal=False, queue=None, hard_negatives=None, tau_plus=0.0,
-    decoupled=False,
+    negatives_mask="none", margin=0.1, exclude_diagonal=False, queue=None, labels_queue=None, hard_negatives=None,
+    tau_plus=0.0, decoupled=False,
 ) -> float:  # fmt: skip
     """The mean loss of lists of numbers, by loops and e^x: for few rows and small scores."""
     rows, columns, alpha = range(len(q)), range(len(k)), math.exp(log_scale)
@@ -102,7 +102,9 @@ def by_hand(
     for i in rows:
         positive = dot(q[i], k[p[i]])
         negatives = [dot(q[i], k[j]) for j in columns if j != p[i] and not dropped(i, j)]
-        negatives += [dot(q[i], x) for x in [*(queue or []), *(hard_negatives[i] if hard_negatives else [])]]
+        labels = labels_queue or [None] * len(queue or [])
+        of_queue = [x for x, label in zip(queue or [], labels, strict=True) if label is None or label != labels_q[i]]
+        negatives += [dot(q[i], x) for x in [*of_queue, *(hard_negatives[i] if hard_negatives else [])]]
         row = loss(positive, negatives)
         column = loss(positive, [dot(q[j], k[p[i]]) for j in rows if j != i and not dropped(j, p[i])])
         result += weights[i] * ((row + column) / 2 if symmetric else row)
@@ -123,6 +125,7 @@ OPTIONS = {
     "weights": {"weights": torch.tensor([1.0, 0, 2, 0.5, 1, 3], dtype=torch.float64)},
     "same label": _SAME_LABEL,
     "labels of both": _SAME_LABEL | {"labels_k": torch.tensor([2, 2, 1, 0, 1, 0])},
+    "labels of the queue": _SAME_LABEL | _QUEUE | {"labels_queue": torch.tensor([2, 0, 1, 3])},
     "margin": {"negatives_mask": "margin", "margin": 0.1},
     "margin, queue, hard": {"negatives_mask": "margin", "margin": -0.1} | _QUEUE | _HARD,
     "off diagonal": _OFF_DIAGONAL,
@@ -283,6 +286,8 @@ def _random_infonce(seed: int, dtype: torch.dtype, **given) -> Problem:
         options |= {"log_scale": -math.log(temperature), "bias": pick("bias", None, 0.7)}
     if pick("hard_negatives", False, False, True):
         tensors["hard_negatives"] = rows(B, pick("Kh", 1, 3), D)
+    if mask == "same_label" and "queue" in options and pick("labels_queue", False, True):
+        options["labels_queue"] = integers(classes, len(options["queue"]))
     return Problem("infonce", tensors, options, _gradient_size(temperature, B, options["reduction"]))
 
 
@@ -300,6 +305,9 @@ def _random_other(op: str, seed: int, dtype: torch.dtype, **given) -> Problem:
         options["normalize"] = rng.choice([True, False])
     if op != "siglip":
         options["temperature"] = temperature
+    if op == "supcon" and rng.choice([False, True]):
+        K = rng.choice([1, 40])
+        options |= {"queue": rows(K), "labels_queue": torch.randint(5, (K,), generator=generator)}
     if op == "ntxent":
         tensors = {"z1": rows(B), "z2": rows(B)}
     elif op == "supcon":
@@ -389,6 +397,7 @@ class Largest(TorchDispatchMode):
 
 Q, K = torch.ones(4, 5), torch.ones(6, 5)
 INDEX = torch.arange(4)
+SAME_LABEL = {"labels_q": INDEX, "k": Q, "negatives_mask": "same_label"}
 BAD = [
     ({"k": K[:3]}, ValueError, "k .*3.*targets"),
     ({"k": K[:0]}, ValueError, "k .*0"),
@@ -404,6 +413,10 @@ BAD = [
     ({"negatives_mask": "same_label"}, ValueError, "labels_q"),
     ({"queue": torch.ones(9, 4)}, ValueError, r"queue .*\(9, 4\)"),
     ({"queue": torch.ones(5)}, ValueError, r"queue .*\(5,\)"),
+    ({"labels_queue": INDEX, "queue": Q}, ValueError, "labels are given with negatives_mask 'none'"),
+    ({"labels_queue": INDEX} | SAME_LABEL, ValueError, "labels_queue is given without queue"),
+    ({"labels_queue": INDEX, "queue": K} | SAME_LABEL, ValueError, r"labels_queue .*\(4,\).*\(6,\)"),
+    ({"labels_queue": INDEX.float(), "queue": Q} | SAME_LABEL, TypeError, "labels_queue has dtype torch.float32"),
     ({"hard_negatives": torch.ones(4, 2, 6)}, ValueError, r"hard_negatives .*\(4, 2, 6\)"),
     ({"hard_negatives": torch.ones(3, 2, 5)}, ValueError, r"hard_negatives .*\(3, 2, 5\)"),
     ({"hard_negatives": torch.ones(4, 5)}, ValueError, r"hard_negatives .*\(4, 5\)"),
@@ -445,6 +458,10 @@ BAD_OTHERS = [
     ("ntxent", (Q.long(), Q), {}, TypeError, "z1 has dtype torch.int64"),
     ("ntxent", (Q, Q), {"reduction": "avg"}, ValueError, "reduction is 'avg'"),
     ("supcon", (Q, INDEX[:3]), {}, ValueError, r"labels .*\(3,\).*\(4,\)"),
+    ("supcon", (Q, INDEX), {"queue": K}, ValueError, "labels_queue is None, expected the labels of the 6 rows"),
+    ("supcon", (Q, INDEX), {"queue": K, "labels_queue": INDEX}, ValueError, r"labels_queue .*\(4,\).*\(6,\)"),
+    ("supcon", (Q, INDEX), {"labels_queue": INDEX}, ValueError, "labels_queue is given without queue"),
+    ("supcon", (Q, INDEX), {"queue": K[:, :3], "labels_queue": INDEX}, ValueError, r"queue has shape \(6, 3\)"),
     ("supcon", (Q, INDEX), {"temperature": -1.0}, ValueError, "temperature is -1.0"),
     ("supcon", (Q, INDEX), {"base_temperature": 0.0}, ValueError, "base_temperature is 0.0"),
     ("supcon", (Q.int(), INDEX), {}, TypeError, "z has dtype torch.int32"),

@@ -101,6 +101,16 @@ def test_alibi():
     assert_close(band_attention(q, k, v, left=L - 1, right=0, bias=bias), expected)
 
 
+@pytest.mark.parametrize("stride", [1, 4])
+def test_causal_is_a_limit_on_the_right(stride):
+    q = torch.randn(2, 4, 40, 8)
+    k, v = (torch.randn(2, 2, 40 // stride, 8) for _ in range(2))
+    options = {"left": 5, "causal": True, "kv_stride": stride, "bias": torch.randn(4, 6)}
+    assert torch.equal(band_attention(q, k, v, right=-1, **options), band_attention(q, k, v, right=0, **options))
+    with pytest.raises(ValueError, match="bias is given with left -1 and right 0, expected both limited"):
+        band_attention(q, k, v, right=-1, **options | {"left": -1})
+
+
 def test_minus_infinity_hides_a_distance():
     q, k, v = (torch.randn(1, 1, 50, 8, requires_grad=True) for _ in range(3))
     bias = torch.zeros(1, 7).index_fill(1, torch.tensor([0, 1, 5, 6]), -math.inf).requires_grad_()

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from innerloop.cli import main
 from innerloop.data import read_kg
 
@@ -96,6 +97,41 @@ def test_errors_of_the_user_are_one_line(arguments, message, tmp_path, monkeypat
     assert error.startswith("innerloop: ")
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nbfnet", "fit", "--threads", "0"], "threads is 0, expected at least 1"),
+        (["ultra", "predict", "no.ckpt", "a", "b", "--threads=-1"], "threads is -1, expected at least 1"),
+        (["poolingformer", "evaluate", "no.ckpt", "--threads", "0"], "threads is 0, expected at least 1"),
+        (["nbfnet", "fit", "--output", "file"], "output is 'file', a file, expected a folder"),
+        (["poolingformer", "compare", "--output", "file"], "output is 'file', a file, expected a folder"),
+        (
+            ["nbfnet", "fit", *SMALL[:-1], "foo"],
+            "accelerator is 'foo' and precision '32-true': You selected an invalid",
+        ),
+        (
+            ["nbfnet", "fit", *SMALL, "--precision", "31"],
+            "accelerator is 'cpu' and precision '31': Precision '31' is inv",
+        ),
+    ],
+)
+def test_options_without_sense_are_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"innerloop: {message}")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["nbfnet", "fit", *SMALL[:-1], "gpu"]) == 2
+    error = capsys.readouterr().err
+    assert error == "innerloop: accelerator is 'gpu' and precision '32-true': No supported gpu backend found!\n"
 
 
 def test_missing_lightning_names_the_extra(monkeypatch, capsys):

@@ -9,7 +9,7 @@ import signal
 import statistics
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -230,7 +230,7 @@ def watched(train, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_matrices_and_tables_are_decayed_and_nothing_else(watched, task):
-    module, _ = watched(task, weight_decay=0.3, limit=1, epochs=1)
+    module, _ = watched(task, weight_decay=0.3, limit=1, epochs=1, relative_bias=True)
     model, (optimizer,) = module.model, module.trainer.optimizers
     assert isinstance(optimizer, torch.optim.AdamW)
     expected = {
@@ -243,7 +243,8 @@ def test_matrices_and_tables_are_decayed_and_nothing_else(watched, task):
     assert {id(p) for p in decayed} == {id(p) for p in expected.values()}
     names = {name for name, p in model.named_parameters() if any(p is other for other in others)}
     assert names == {name for name, _ in model.named_parameters()} - expected.keys()
-    assert {"encoder.layers.1.attention.weight_k", "encoder.layers.1.attention.weight_v"} <= names
+    last = {"weight_k", "weight_v", "relative_bias", "relative_bias_pool"}
+    assert {f"encoder.layers.1.attention.{name}" for name in last} <= names
     assert len(decayed) + len(others) == len(list(model.parameters()))
 
 
@@ -433,7 +434,10 @@ def test_fit_takes_every_setting(monkeypatch, tmp_path):
     settings = {"dim": 12, "num_layers": 3, "heads": 3, "window": 5, "two_level": 1, "pool_window": 9, "kernel": 7}
     settings |= {"stride": 3, "pooling": "max", "level2_input": "input", "share_weights": True, "dropout": 0.25}
     settings |= {"length": 40, "epochs": 9, "batch_size": 6, "lr": 0.5, "train": 11, "valid": 12, "test": 13, "seed": 2}
-    settings |= {"eval_batch_size": 14, "eval_examples": 15, "limit": 16, "checkpoint": True}
+    settings |= {"eval_batch_size": 14, "eval_examples": 15, "limit": 16, "checkpoint": True, "min_length": 5}
+    settings |= {"ffn_dim": 20, "weight_decay": 0.5, "warmup": 0.25, "clip": 2.0, "zero_value": True}
+    settings |= {"relative_bias": True}
+    assert settings.keys() | {"task"} == {field.name for field in fields(Config)}
     started = []
     monkeypatch.setattr(recipe, "train_on", lambda *arguments, **options: started.append((arguments, options)))
     monkeypatch.chdir(tmp_path)
@@ -462,6 +466,22 @@ def test_fit_reads_its_preset(monkeypatch, tmp_path):
     assert result["published"]["Longformer (as recalled)"] == {"accuracy": 0.3563}
     result = fit(preset="lra", epochs=1, dim=4, **counts | {"test": 2}, output=tmp_path / "other", **QUIET)
     assert result["published"] == {}  # of another test set
+
+
+def test_fit_does_not_overwrite_a_run(monkeypatch, tmp_path):
+    monkeypatch.setitem(PRESETS, ("listops", "quick"), {**SMALL, "length": 16, "min_length": 3, "epochs": 1})
+    monkeypatch.chdir(tmp_path)
+    counts = {"train": 8, "valid": 3, "test": 3}
+    first = fit(**counts, **QUIET)
+    for output in (None, Path("runs/poolingformer/listops-16")):
+        with pytest.raises(
+            ValueError, match=r"listops-16: holds the metrics\.json of a run, expected another output, or"
+        ):
+            fit(**counts, seed=1, output=output, **QUIET)
+    (tmp_path / "runs" / "poolingformer" / "listops-16" / "metrics.json").unlink()
+    with pytest.raises(ValueError, match=r"listops-16: holds the last\.ckpt of a run"):
+        fit(**counts, seed=1, **QUIET)
+    assert fit(**counts, resume="auto", **QUIET)["test"] == first["test"]
 
 
 # --- resume ---
@@ -532,6 +552,32 @@ def test_resume_with_other_settings_is_refused(runs, train, tmp_path, setting, v
     with pytest.raises(ValueError, match=f"last.ckpt: cannot resume with other settings: {setting} was {old} and is"):
         train("listops", tmp_path, {setting: value}, resume=last)
     assert not (tmp_path / "metrics.json").exists()
+
+
+def test_resume_with_another_precision_is_refused(runs, train, tmp_path):
+    last = runs["listops"][0] / "last.ckpt"
+    message = "last.ckpt: cannot resume with other settings: precision was 32-true and is bf16-mixed"
+    with pytest.raises(ValueError, match=message):
+        train("listops", tmp_path, resume=last, precision="bf16-mixed")
+    assert train("listops", tmp_path, resume=last, precision="32")["precision"] == "32-true"  # another name of it
+
+
+def test_resume_from_an_earlier_version(runs, train, tmp_path):
+    """Checkpoints did not always hold a digest of the data, the precision, and every setting."""
+    saved = load_checkpoint(runs["listops"][0] / "last.ckpt", "poolingformer")
+    del saved["progress"]["precision"], saved["hyper_parameters"]["config"]["relative_bias"]
+    torch.save(saved, tmp_path / "old.ckpt")
+    assert train("listops", tmp_path, resume=tmp_path / "old.ckpt")["test"] == runs["listops"][1]["test"]
+    with pytest.raises(ValueError, match="cannot resume with other settings: relative_bias was False and is True"):
+        train("listops", tmp_path, {"relative_bias": True}, resume=tmp_path / "old.ckpt")
+    del saved["hyper_parameters"]["data_digest"]
+    torch.save(saved, tmp_path / "older.ckpt")
+    message = (
+        r"older\.ckpt: cannot resume, an earlier version of innerloop wrote it, without data_digest; train anew in "
+    )
+    with pytest.raises(ValueError, match=message):
+        train("listops", tmp_path, resume=tmp_path / "older.ckpt")
+    assert evaluate(tmp_path / "older.ckpt", **QUIET) == runs["listops"][1]["test"]
 
 
 def test_resume_on_other_data_is_refused(runs, train, tmp_path):
@@ -686,9 +732,21 @@ def test_compare(study, monkeypatch, tmp_path, capsys):
     capsys.readouterr()
     compare(**arguments | {"seeds": [4], "variants": ["mean"]})
     assert "± nan" in capsys.readouterr().out  # one value has no deviation
+    assert compare(**arguments, eval_batch_size=3) == results  # which changes no metric
+    assert len(started) == 2
     with pytest.raises(ValueError, match="cannot resume with other settings: limit was None and is 1"):
         compare(**arguments, limit=1)
-    assert len(started) == 3
+    with pytest.raises(ValueError, match="cannot resume with other settings: precision was 32-true and is bf16-mixed"):
+        compare(**arguments, precision="bf16-mixed")
+    assert len(started) == 4
+    # So are those of a version that stored no digest of generated data.
+    for folder in folders.values():
+        stored = json.loads((folder / "metrics.json").read_text())
+        del stored["data_digest"]
+        (folder / "metrics.json").write_text(json.dumps(stored))
+        (folder / "last.ckpt").unlink()
+    assert compare(**arguments) == results
+    assert len(started) == 4
 
 
 def test_compare_goes_on_where_it_was_interrupted(study, monkeypatch, tmp_path):
@@ -726,14 +784,18 @@ def test_compare_defaults(study, monkeypatch, tmp_path):
 
     def train(problem, config, output, **options):
         started.append((output, config))
+        assert options["precision"] == "bf16-mixed"
         return {"test": {"accuracy": float(config.seed)}}
 
     monkeypatch.setattr(recipe, "train_on", train)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "poolingformer" / "compare-listops-16").mkdir(parents=True)
-    results = compare(train=20, epochs=3, limit=2, eval_examples=7, progress=False)
+    settings = {"length": 16, "train": 20, "valid": 8, "test": 9, "epochs": 3, "limit": 2, "batch_size": 5, "lr": 0.5}
+    settings |= {"dim": 12, "num_layers": 3, "heads": 3, "window": 5, "two_level": 2, "pool_window": 9, "kernel": 7}
+    settings |= {"stride": 3, "dropout": 0.25, "eval_batch_size": 4, "eval_examples": 7}
+    results = compare(**settings, precision="bf16-mixed", progress=False)
     assert results == {name: {"accuracy": [0, 1, 2]} for name in ("one-level", "ldconv", "mean", "max")}
-    base = replace(CONFIGS["listops"], train=20, epochs=3, limit=2, eval_examples=7)
+    base = replace(CONFIGS["listops"], **settings)
     folder = Path("runs") / "poolingformer" / "compare-listops-16"
     expected = {folder / f"{name}-{s}": replace(base, seed=s, **VARIANTS[name]) for name in results for s in (0, 1, 2)}
     assert dict(started) == expected
@@ -847,6 +909,7 @@ FEW = ["--train=9", "--valid=9", "--test=9"]
         (["evaluate", "no.ckpt"], "no.ckpt: no such checkpoint"),
         (["compare", "--variants", '["median"]'], "variants is ['median'] and seeds [0, 1, 2], expected at least one"),
         (["compare", "--task", "qa"], "data is missing, expected an XQuAD file"),
+        (["compare", "--two-level", "0"], "two_level is 0, expected at least 1"),
     ],
 )
 def test_errors_of_the_user_are_one_line(arguments, message, tmp_path, monkeypatch, capsys):

@@ -14,6 +14,7 @@ from .contrastive import (
 from .distillation import DKDLoss, KDLoss, cosine_kd, dkd, kd
 from .distillation_features import CRDLoss, PKTLoss, RKDLoss, SPLoss, hcl, pkt, rkd, sp
 from .grad_cache import cached_contrastive_step
+from .ma_gcnn import MAGCNN, MGCNN, SubgraphAttention
 from .nbfnet import ExplainedPath, GeneralizedRelationalConv, NBFNet, pna_scalers
 from .poolingformer import PoolingAttention, PoolingformerLayer, SlidingWindowAttention, global_positions
 from .poolingformer_encoder import PoolingformerEncoder, load_roberta, position_copies
@@ -27,6 +28,8 @@ from .poolingformer_heads import (
 from .ultra import Ultra, relation_graph
 
 __all__ = [
+    "MAGCNN",
+    "MGCNN",
     "AStarNet",
     "AStarSearch",
     "AStarSelection",
@@ -54,6 +57,7 @@ __all__ = [
     "SPLoss",
     "SigLipLoss",
     "SlidingWindowAttention",
+    "SubgraphAttention",
     "SupConLoss",
     "Ultra",
     "cached_contrastive_step",

@@ -12,6 +12,7 @@ from torch import distributed as dist
 
 from ..ops._checks import readable
 from ..ops._infonce_checks import check_choice, check_labels, check_matrices, check_number
+from ..ops._infonce_common import one_dtype
 from ..ops._infonce_distributed import gather_keys, infonce_distributed
 from ..ops.infonce import Reduction, ckd, infonce, ntxent, siglip, supcon
 
@@ -31,12 +32,15 @@ class InfoNCELoss(nn.Module):
 
     Args:
         temperature: T > 0; the scale is 1 / T.
-        learned: log_scale = -ln T is a parameter, of which every call first takes what is above ln max_scale (CLIP).
+        learned: log_scale = -ln T is a parameter. Calls use min(log_scale, ln max_scale) and leave the parameter alone:
+            it may lie above by what the optimiser overshot. There its gradient is kept where descent leads down, else
+            0 (projected gradient descent), so that it comes back.
         max_scale: above 0. normalize, symmetric, negatives_mask, margin, tau_plus, decoupled, reduction: see
             :func:`innerloop.infonce`.
 
     Forward:
-        q, k and, by name, targets, labels_q, labels_k, weights, queue, hard_negatives, as :func:`innerloop.infonce`.
+        q, k and, by name, targets, labels_q, labels_k, weights, queue, labels_queue, hard_negatives, as
+        :func:`innerloop.infonce`.
 
     Raises:
         ValueError: a number or name that does not fit.
@@ -88,20 +92,43 @@ class InfoNCELoss(nn.Module):
         labels_k: Tensor | None = None,
         weights: Tensor | None = None,
         queue: Tensor | None = None,
+        labels_queue: Tensor | None = None,
         hard_negatives: Tensor | None = None,
     ) -> Tensor:
-        if isinstance(self.log_scale, nn.Parameter):
-            # As an optimiser writes to it: a graph of an earlier call, which saw no greater value, stays valid.
-            self.log_scale.data.clamp_(max=math.log(self.max_scale))
+        log_scale = self.log_scale
+        if isinstance(log_scale, Tensor):  # not the parameter itself under torch.func.functional_call
+            log_scale = _AtMost.apply(log_scale, math.log(self.max_scale))
         return infonce(
-            q, k, log_scale=self.log_scale, targets=targets, labels_q=labels_q, labels_k=labels_k, weights=weights,
-            queue=queue, hard_negatives=hard_negatives, **self.options,
+            q, k, log_scale=log_scale, targets=targets, labels_q=labels_q, labels_k=labels_k, weights=weights,
+            queue=queue, labels_queue=labels_queue, hard_negatives=hard_negatives, **self.options,
         )  # fmt: skip
 
     def extra_repr(self) -> str:
-        log_scale = self.log_scale.item() if isinstance(self.log_scale, Tensor) else self.log_scale
+        log_scale = self.log_scale
+        if isinstance(log_scale, Tensor):
+            log_scale = min(log_scale.item(), math.log(self.max_scale))
         options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
         return f"temperature={math.exp(-log_scale):.6g}, {options}"
+
+
+class _AtMost(torch.autograd.Function):
+    """min(x, ceiling), whose gradient leads down from above the ceiling, not up; that of clamp would hold x there."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, ceiling: float) -> Tensor:
+        return x.clamp(max=ceiling)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, ctx.ceiling = inputs
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return grad.masked_fill((x >= ctx.ceiling) & (grad < 0), 0), None
 
 
 class ClipLoss(nn.Module):
@@ -120,7 +147,8 @@ class ClipLoss(nn.Module):
         rank, world_size: in the default process group. use_horovod: has to be False.
 
     Forward:
-        image_features, text_features: (B, D), normalised by the caller. logit_scale: e^log_scale, a number or a tensor
+        image_features, text_features: (B, D), normalised by the caller, of one dtype; under autocast a half type may
+        stand beside float32. logit_scale: e^log_scale, a number or a tensor
         of one element. logit_bias: the like, or None; drops out of a softmax. output_dict: return
         {"contrastive_loss": loss}.
 
@@ -173,6 +201,30 @@ class ClipLoss(nn.Module):
                 loss = infonce_distributed(*features, log_scale=scale, bias=bias)
         return {"contrastive_loss": loss} if output_dict else loss
 
+    def get_logits(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: Tensor | float,
+        logit_bias: Tensor | float | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The matrices of scores that the loss does without: of images against texts, and texts against images.
+
+        (B, N) each. With several processes N are the pairs of all, in the order of the processes; B those of this
+        process with local_loss, else also all. Gradients of features are summed over the processes.
+        """
+        scale, bias = _scalar("ClipLoss", "logit_scale", logit_scale), _scalar("ClipLoss", "logit_bias", logit_bias)
+        image, text = one_dtype(image_features, text_features)
+        check_matrices("ClipLoss", {"image_features": image, "text_features": text}, same_shape=True)
+        all_image, all_text = image, text
+        if self.world_size > 1:
+            _check_processes("ClipLoss", self.rank, self.world_size)
+            all_image, all_text = (gather_keys("ClipLoss", x, x, own_first=False) for x in (image, text))
+        if not self.local_loss:
+            image, text = all_image, all_text
+        per_image, per_text = scale * image @ all_text.T, scale * text @ all_image.T
+        return (per_image, per_text) if bias is None else (per_image + bias, per_text + bias)
+
     def extra_repr(self) -> str:
         return _named(self, "local_loss", "gather_with_grad", "rank", "world_size")
 
@@ -216,6 +268,7 @@ class SigLipLoss(nn.Module):
         log_scale, bias = _log("SigLipLoss", logit_scale), _scalar("SigLipLoss", "logit_bias", logit_bias)
         if self.world_size > 1:
             _check_processes("SigLipLoss", self.rank, self.world_size)
+            image_features, text_features = one_dtype(image_features, text_features)
             text_features = gather_keys("SigLipLoss", image_features, text_features)
         loss = siglip(image_features, text_features, log_scale, 0.0 if bias is None else bias)
         return {"contrastive_loss": loss} if output_dict else loss
@@ -284,7 +337,7 @@ class SupConLoss(nn.Module):
 
     Forward:
         z: (B, D), or (B, V, D): V views of each sample, which have one label. labels: integers (B,); views need none,
-        each sample is then a class of its own.
+        each sample is then a class of its own. queue, labels_queue: see :func:`innerloop.supcon`; with labels only.
 
     Raises:
         TypeError, ValueError: as :func:`innerloop.supcon`, or no labels.
@@ -304,17 +357,25 @@ class SupConLoss(nn.Module):
         self.temperature, self.base_temperature = temperature, base_temperature
         self.normalize, self.reduction = normalize, reduction
 
-    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        z: Tensor,
+        labels: Tensor | None = None,
+        *,
+        queue: Tensor | None = None,
+        labels_queue: Tensor | None = None,
+    ) -> Tensor:
         views = z.dim() == 3
         if labels is None:
-            if not views:
-                raise ValueError(f"SupConLoss: labels is None, expected labels with z of shape {tuple(z.shape)}")
+            if not views or queue is not None:
+                beside = "a queue" if views else f"z of shape {tuple(z.shape)}"
+                raise ValueError(f"SupConLoss: labels is None, expected labels with {beside}")
             labels = torch.arange(len(z), device=z.device)
         if views:
             labels, z = labels.repeat_interleave(z.shape[1]), z.flatten(0, 1)
         return supcon(
             z, labels, temperature=self.temperature, base_temperature=self.base_temperature, normalize=self.normalize,
-            reduction=self.reduction,
+            queue=queue, labels_queue=labels_queue, reduction=self.reduction,
         )  # fmt: skip
 
     def extra_repr(self) -> str:
@@ -358,7 +419,8 @@ class CKDLoss(nn.Module):
 class EmbeddingQueue(nn.Module):
     """The last `size` embeddings pushed: negatives of earlier batches (MoCo), or samples to compare with (XBM).
 
-    A ring, part of the state_dict. `embeddings` and `labels` are views of its filled part, in no particular order:
+    A ring, part of the state_dict. `embeddings` and `labels`, what losses take as `queue` and `labels_queue`, are views
+    of its filled part, in no particular order:
     push after the backward pass of a loss that saw them (before it, autograd refuses), or give the loss a clone.
 
     Args:

@@ -56,6 +56,8 @@ class SlidingWindowAttention(nn.Module):
         dropout: of the attention weights, in training.
         global_tokens: have `query_global`, `key_global` and `value_global`, which start as copies of `query`, `key` and
             `value`. False: no such parameters, and `global_index` is refused.
+        relative_bias: add a learned number for each head and distance to the scores (`relative_bias`, (H, left + 1 +
+            right), which starts as 0), as T5 and Swin do; the window must be limited. Scores of global tokens get none.
 
     Shapes:
         x (B, L, d); key_valid bool (B, L), False for padding; global_index int64 (B, G), -1 for none, see
@@ -76,7 +78,14 @@ class SlidingWindowAttention(nn.Module):
     """
 
     def __init__(
-        self, dim: int, heads: int, window: tuple[int, int], *, dropout: float = 0.0, global_tokens: bool = True
+        self,
+        dim: int,
+        heads: int,
+        window: tuple[int, int],
+        *,
+        dropout: float = 0.0,
+        global_tokens: bool = True,
+        relative_bias: bool = False,
     ) -> None:
         super().__init__()
         owner = type(self).__name__
@@ -86,11 +95,14 @@ class SlidingWindowAttention(nn.Module):
                 f"{owner}: window is {window!r}, expected (left, right): tokens on each side, each at least 0, or -1 "
                 "for no limit"
             )
+        if relative_bias and min(window) < 0:
+            raise ValueError(f"{owner}: relative_bias is True with window {tuple(window)}, expected a limited one")
         check_dropout(owner, dropout)
         self.dim, self.heads, self.window = dim, heads, tuple(window)
         self.dropout, self.global_tokens = dropout, global_tokens
         for name in _LEVEL1 + (_GLOBAL if global_tokens else ()):
             self.add_module(name, linear(dim, dim))
+        self.relative_bias = nn.Parameter(torch.zeros(heads, sum(window) + 1)) if relative_bias else None
         self.derive_from_level1()
 
     @torch.no_grad()
@@ -152,8 +164,9 @@ class SlidingWindowAttention(nn.Module):
         q, k, v = (split_heads(getattr(self, name)(x), self.heads) for name in _LEVEL1)
         left, right = self.window
         y = band_attention(
-            q, k, v, left=left, right=right, key_valid=key_valid, global_index=global_index, dropout_p=self._dropout_p
-        )
+            q, k, v, left=left, right=right, key_valid=key_valid, global_index=global_index, dropout_p=self._dropout_p,
+            bias=self.relative_bias,
+        )  # fmt: skip
         if global_index is None:
             return y
         at, counts = _each_once(global_index, key_valid)
@@ -175,7 +188,8 @@ class SlidingWindowAttention(nn.Module):
         return self.dropout if self.training else 0.0
 
     def extra_repr(self) -> str:
-        return f"{self.dim}, heads={self.heads}, window={self.window}, dropout={self.dropout}"
+        bias = "" if self.relative_bias is None else ", relative_bias=True"
+        return f"{self.dim}, heads={self.heads}, window={self.window}, dropout={self.dropout}{bias}"
 
 
 class PoolingAttention(SlidingWindowAttention):
@@ -189,7 +203,8 @@ class PoolingAttention(SlidingWindowAttention):
     With mean pooling Y is pooled before it is projected, which gives the same K̄ and V̄ from ξ times fewer rows.
 
     Args:
-        dim, heads, window, dropout, global_tokens: see :class:`SlidingWindowAttention`; both levels drop out alike.
+        dim, heads, window, dropout, global_tokens, relative_bias: see :class:`SlidingWindowAttention`; both levels drop
+            out alike, and level 2 has a bias of its own, by distance in pooled entries (`relative_bias_pool`).
         pool_window: w2, tokens on each side, a multiple of `stride`; -1 for no limit.
         kernel, stride: κ and ξ.
         pooling: "ldconv" (weights `weight_k` and `weight_v`, which start as 0, that is as the mean), "mean", "max", or
@@ -237,6 +252,7 @@ class PoolingAttention(SlidingWindowAttention):
         zero_value: bool = False,
         dropout: float = 0.0,
         global_tokens: bool = True,
+        relative_bias: bool = False,
     ) -> None:
         for name, value, known in (
             ("pooling", pooling, ("ldconv", "mean", "max", "none")),
@@ -254,12 +270,16 @@ class PoolingAttention(SlidingWindowAttention):
                 f"PoolingAttention: pool_window is {pool_window!r}, expected tokens on each side, a multiple of stride "
                 f"({stride}), or -1 for no limit"
             )
+        if relative_bias and pool_window < 0:
+            raise ValueError(
+                f"PoolingAttention: relative_bias is True with pool_window {pool_window}, expected a limited one"
+            )
         if share_weights and (zero_value or init != "normal"):
             raise ValueError(
                 f"PoolingAttention: share_weights is True with zero_value={zero_value} and init={init!r}, expected "
                 "False and 'normal': level 2 has no projections of its own to initialise"
             )
-        super().__init__(dim, heads, window, dropout=dropout, global_tokens=global_tokens)
+        super().__init__(dim, heads, window, dropout=dropout, global_tokens=global_tokens, relative_bias=relative_bias)
         self.pool_window, self.kernel, self.stride, self.pooling = pool_window, kernel, stride, pooling
         self.level2_input, self.share_weights, self.global_level2 = level2_input, share_weights, global_level2
         self.init, self.zero_value = init, zero_value
@@ -272,6 +292,8 @@ class PoolingAttention(SlidingWindowAttention):
         if pooling == "ldconv":
             shape = (*((heads,) if per_head else ()), kernel, dim // heads)
             self.weight_k, self.weight_v = (nn.Parameter(torch.zeros(shape)) for _ in range(2))
+        shape = (heads, 2 * (pool_window // stride) + 1)
+        self.relative_bias_pool = nn.Parameter(torch.zeros(shape)) if relative_bias else None
 
     @torch.no_grad()
     def derive_from_level1(self) -> None:
@@ -299,7 +321,7 @@ class PoolingAttention(SlidingWindowAttention):
         radius = self.pool_window if self.pool_window < 0 else self.pool_window // self.stride
         return band_attention(
             self._project("query", source), k, v, left=radius, right=radius, kv_stride=self.stride, key_valid=valid,
-            global_index=index, dropout_p=self._dropout_p, residual=y,
+            global_index=index, dropout_p=self._dropout_p, residual=y, bias=self.relative_bias_pool,
         )  # fmt: skip
 
     def _project(self, name: str, x: Tensor) -> Tensor:

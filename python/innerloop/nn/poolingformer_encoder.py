@@ -59,6 +59,7 @@ class PoolingformerEncoder(nn.Module):
         padding_idx: token whose embedding is 0 and gets no gradient, or None. What is padding, `key_valid` says alone.
         checkpoint: keep only the input of each layer for the backward pass, and run the layer again there.
         eps: of the LayerNorms.
+        global_tokens, relative_bias: see :class:`SlidingWindowAttention`.
         level2: other arguments of :class:`PoolingAttention`, for the two-level layers.
 
     Shapes:
@@ -85,6 +86,7 @@ class PoolingformerEncoder(nn.Module):
         dropout: float = 0.1,
         padding_idx: int | None = None,
         global_tokens: bool = True,
+        relative_bias: bool = False,
         checkpoint: bool = False,
         eps: float = 1e-5,
         **level2: object,
@@ -102,7 +104,7 @@ class PoolingformerEncoder(nn.Module):
             raise ValueError(
                 f"PoolingformerEncoder: padding_idx is {padding_idx}, expected a token in [0, {vocab_size})"
             )
-        shared = {"dropout": dropout, "global_tokens": global_tokens}
+        shared = {"dropout": dropout, "global_tokens": global_tokens, "relative_bias": relative_bias}
         self.layers = nn.ModuleList(
             PoolingformerLayer(
                 PoolingAttention(dim, heads, window, **shared, **level2)

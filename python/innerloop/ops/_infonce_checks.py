@@ -11,14 +11,22 @@ from torch import Tensor
 
 from ._checks import readable
 
-__all__ = ["check_choice", "check_infonce", "check_labels", "check_matrices", "check_number", "check_scalar"]
+__all__ = [
+    "check_choice",
+    "check_infonce",
+    "check_labels",
+    "check_matrices",
+    "check_number",
+    "check_queue_labels",
+    "check_scalar",
+]
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def check_infonce(
     q, k, log_scale, bias, targets, labels_q, labels_k, weights, negatives_mask, margin, exclude_diagonal, queue,
-    hard_negatives, tau_plus, reduction, memory_budget, symmetric,
+    labels_queue, hard_negatives, tau_plus, reduction, memory_budget, symmetric,
 ) -> None:  # fmt: skip
     op = "infonce"
     check_matrices(op, {"q": q, "k": k, "queue": queue})
@@ -33,7 +41,7 @@ def check_infonce(
         raise ValueError(f"{op}: tau_plus is {tau_plus!r}, expected a share in [0, 1)")
     if not isinstance(margin, int | float):
         raise TypeError(f"{op}: margin is {type(margin).__name__}, expected a number")
-    if math.isnan(margin):
+    if margin != margin:  # NaN; math.isnan is not traced by torch.compile(dynamic=True), nor math.isfinite
         raise ValueError(f"{op}: margin is {margin!r}, expected a number")
     if targets is None and N < B:
         raise ValueError(f"{op}: k has {N} rows, expected at least {B} like q without targets")
@@ -45,11 +53,12 @@ def check_infonce(
             raise ValueError(f"{op}: labels_q is None, expected labels with negatives_mask='same_label'")
         if labels_k is None and N != B:
             raise ValueError(f"{op}: labels_k is None, expected the labels of the {N} rows of k, q having {B}")
-    elif labels_q is not None or labels_k is not None:
+    elif any(labels is not None for labels in (labels_q, labels_k, labels_queue)):
         raise ValueError(f"{op}: labels are given with negatives_mask {negatives_mask!r}, expected 'same_label'")
     for name, labels, size in (("labels_q", labels_q, B), ("labels_k", labels_k, N)):
         if labels is not None:
             check_labels(op, name, labels, size, q)
+    check_queue_labels(op, queue, labels_queue, q)
     if weights is not None:
         _check_vector(op, "weights", weights, B, q)
         if readable(weights) and bool(weights.sum() < 0):
@@ -76,12 +85,29 @@ def _check_targets(op: str, targets, q: Tensor, N: int, symmetric: bool, exclude
                 raise ValueError(f"{op}: targets holds {int(bad[0])}, expected columns in [0, {N})")
             if symmetric and len(targets.unique()) < B:
                 raise ValueError(f"{op}: targets repeat a column, expected all different with symmetric=True")
+        elif torch.compiler.is_compiling():
+            _assert_targets(op, targets, N, symmetric, exclude_diagonal)
     if exclude_diagonal and B:
         on_diagonal = targets is None or (
             readable(targets) and bool((targets == torch.arange(B, device=targets.device)).any())
         )
         if on_diagonal:
             raise ValueError(f"{op}: exclude_diagonal is True with targets on the diagonal, expected them off it")
+
+
+def _assert_targets(op: str, targets: Tensor, N: int, symmetric: bool, exclude_diagonal: bool) -> None:
+    """The same in the graph of torch.compile, as a RuntimeError; on a GPU it arrives when the stream does."""
+    inside = (targets >= 0) & (targets < N)
+    torch._assert_async(inside.all(), f"{op}: targets holds what is no column of k, expected columns in [0, len(k))")
+    if symmetric:
+        ordered = targets.sort().values
+        differ = ordered[1:] != ordered[:-1]
+        torch._assert_async(differ.all(), f"{op}: targets repeat a column, expected all different with symmetric=True")
+    if exclude_diagonal:
+        off = targets != torch.arange(len(targets), device=targets.device)
+        torch._assert_async(
+            off.all(), f"{op}: exclude_diagonal is True with targets on the diagonal, expected them off it"
+        )
 
 
 def check_matrices(op: str, tensors: Mapping[str, Tensor | None], *, same_shape: bool = False) -> None:
@@ -123,6 +149,14 @@ def check_labels(op: str, name: str, labels: Tensor, size: int, like: Tensor) ->
         raise TypeError(f"{op}: {name} has dtype {labels.dtype}, expected integers")
 
 
+def check_queue_labels(op: str, queue: Tensor | None, labels_queue: Tensor | None, like: Tensor) -> None:
+    if labels_queue is None:
+        return
+    if queue is None:
+        raise ValueError(f"{op}: labels_queue is given without queue, expected both")
+    check_labels(op, "labels_queue", labels_queue, len(queue), like)
+
+
 def check_scalar(op: str, name: str, value: Tensor | float | None, like: Tensor) -> None:
     """A finite number, a 0-d tensor, or None."""
     if isinstance(value, Tensor):
@@ -133,7 +167,7 @@ def check_scalar(op: str, name: str, value: Tensor | float | None, like: Tensor)
     elif value is not None:
         if not isinstance(value, int | float | torch.SymInt | torch.SymFloat):
             raise TypeError(f"{op}: {name} is {type(value).__name__}, expected a number or a 0-d tensor")
-        if not math.isfinite(value):
+        if not -math.inf < value < math.inf:
             raise ValueError(f"{op}: {name} is {value!r}, expected a finite number")
     if name == "log_scale" and value is not None and (not isinstance(value, Tensor) or readable(value)):
         largest = math.log(torch.finfo(torch.float64 if like.dtype == torch.float64 else torch.float32).max)
@@ -150,7 +184,7 @@ def check_number(op: str, name: str, value: float, *, at_least: float | None = N
         hint = "; for a learned temperature use infonce(log_scale=...)" if isinstance(value, Tensor) else ""
         raise TypeError(f"{op}: {name} is {type(value).__name__}, expected a number{hint}")
     fits = value > 0 if at_least is None else value >= at_least
-    if not (math.isfinite(value) and fits):
+    if not (value < math.inf and fits):
         least = "above 0" if at_least is None else f"of at least {at_least}"
         raise ValueError(f"{op}: {name} is {value!r}, expected a number {least}")
 

@@ -6,7 +6,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["EPS", "LSE", "MEMORY_BUDGET", "SOFTPLUS", "accumulator", "empty_results", "inverse_norms", "rows_of"]
+__all__ = [
+    "EPS",
+    "LSE",
+    "MEMORY_BUDGET",
+    "SOFTPLUS",
+    "accumulator",
+    "empty_results",
+    "inverse_norms",
+    "one_dtype",
+    "rows_of",
+]
 
 #: Bytes of scores that are kept between forward and backward; a larger matrix is computed again.
 MEMORY_BUDGET = 40 << 20
@@ -17,6 +27,18 @@ LSE, SOFTPLUS = 0, 1
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def one_dtype(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Under autocast, where one encoder's rows may be of a half type and stored ones float32: all float32 then."""
+    given = [t for t in tensors if isinstance(t, Tensor)]
+    dtypes = {t.dtype for t in given}
+    if len(dtypes) < 2 or not dtypes <= {torch.float32, torch.bfloat16, torch.float16}:
+        return tensors
+    device = given[0].device.type
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return tensors
+    return tuple(t.float() if isinstance(t, Tensor) else t for t in tensors)
 
 
 def inverse_norms(x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import distributed as dist
 from torch.nn import functional as F
 
 from ._infonce_checks import check_choice, check_matrices, check_scalar
-from ._infonce_common import EPS, LSE, accumulator, inverse_norms
+from ._infonce_common import EPS, LSE, accumulator, inverse_norms, one_dtype
 from ._infonce_ops import backward_op, forward_op
 from ._registry import last_derivative, wants_grad
 from .infonce import Reduction, _cross_entropy, _scalar, _wants_scalar, _without_kernel
@@ -89,6 +89,7 @@ def infonce_distributed(
     a ring with partial sums: Cheng et al., Inf-CL (CVPR 2025).
     """
     op = "infonce_distributed"
+    q, k = one_dtype(q, k)
 
     def describe() -> dict[str, Any]:
         check_matrices(op, {"q": q, "k": k})
@@ -137,13 +138,16 @@ def infonce_distributed(
 
 
 @_not_traced
-def gather_keys(op: str, q: Tensor, k: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+def gather_keys(
+    op: str, q: Tensor, k: Tensor, group: dist.ProcessGroup | None = None, *, own_first: bool = True
+) -> Tensor:
     """Keys of all processes, (N, D): this process's first, so that positives are on the diagonal, then the next one's.
 
     The gradient of k is the sum over the processes of the gradients of its rows.
 
     Args:
         op: named by errors. q, k: (B, D), B may differ between processes.
+        own_first: False: those of process 0 first, on every process.
 
     Raises:
         As :func:`infonce_distributed`.
@@ -155,7 +159,8 @@ def gather_keys(op: str, q: Tensor, k: Tensor, group: dist.ProcessGroup | None =
 
     everyone = _exchange(op, describe, group)
     layout = _Layout(group, dist.get_rank(group), tuple(other["rows"] for other in everyone))
-    return _GatherRows.apply(k, layout).roll(-layout.own.start, 0)
+    rows = _GatherRows.apply(k, layout)
+    return rows.roll(-layout.own.start, 0) if own_first else rows
 
 
 class _Layout(NamedTuple):

@@ -112,8 +112,9 @@ def wants_grad(*tensors: Tensor | None) -> bool:
     """
     if forward_ad._current_level >= 0:
         return True
-    # Dynamo says of a tensor inside torch.func.grad that it requires none; taken at its word, gradients would be zeros.
-    if torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+    # Inside torch.func a tensor may hide that it is differentiated: from Dynamo, and under a vmap that grad is around.
+    # Taken at its word, gradients would be zeros.
+    if torch._C._are_functorch_transforms_active():
         return True
     if not torch.is_grad_enabled():
         return False

@@ -11,6 +11,7 @@ from ..reference.band_attention import band_attention as _reference
 from ..system import gpu_kernels
 from ._checks import readable
 from ._registry import apply, define, last_derivative, wants_grad, warn_no_kernel
+from .relational_spmm import loop_over_batch
 
 __all__ = ["band_attention"]
 
@@ -66,15 +67,16 @@ def band_attention(
         dropout_p: probability that a weight is 0, the others being divided by 1 - dropout_p; from torch's generator.
         residual: (B, H, Lq, D), added to the result.
         bias: (H, left + 1 + right), added to the scores by distance (T5, ALiBi, Swin): column c belongs to the key at
-            p_i - left + c; of q's dtype, or float32. -inf hides a distance. Both radii must then be limited; global
-            keys have no bias.
+            p_i - left + c; of q's dtype, or float32. -inf hides a distance. Both radii must then be limited (with
+            `causal`, right = -1 is right = 0); global keys have no bias.
         return_lse: also return log Σ exp of the scores, in float32 (float64 for float64).
 
     Returns:
         Like q; with `return_lse` also (B, H, Lq), or (T, H) with `cu_seqlens`.
 
     Gradients:
-        For q, k, v, residual, bias, and through lse. A second derivative raises.
+        For q, k, v, residual, bias, and through lse. A second derivative raises. `torch.func.vmap` makes one call for
+        each sample.
 
     Raises:
         TypeError: an argument that is no tensor, or an integer dtype.
@@ -91,6 +93,7 @@ def band_attention(
     """
     packed = cu_seqlens is not None
     _check(q, k, v, left, right, scale, key_valid, cu_seqlens, global_index, kv_stride, dropout_p, residual)
+    right = 0 if causal and right < 0 else right
     if bias is not None:
         _check_bias(bias, q, left, right, heads=q.shape[1])
     if packed:
@@ -336,6 +339,16 @@ def _(q, *rest):
     return q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=_accumulator(q.dtype))
 
 
+@_forward.vmap
+def _(info, in_dims, *args):
+    return loop_over_batch(_forward, info, in_dims, args)
+
+
+@_backward.vmap
+def _(info, in_dims, *args):
+    return loop_over_batch(_backward, info, in_dims, args)
+
+
 @_backward.cpu
 def _(grad_out, grad_lse, out, lse, q, k, v, low, high, key_valid, global_k, global_v, *rest):
     acc = _accumulator(q.dtype)
@@ -395,8 +408,16 @@ class _BandAttention(torch.autograd.Function):
         return (grad_q, grad_k, grad_v, None, None, None, grad_global_k, grad_global_v, None, grad_residual,
                 None, None, None, None if bias is None else grad_bias, None, None)  # fmt: skip
 
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        return loop_over_batch(_BandAttention.apply, info, in_dims, args)
 
-_BandAttentionBackward = last_derivative("band_attention", _backward)
+
+def _backward_vmap(info, in_dims, *args):
+    return loop_over_batch(_BandAttentionBackward.apply, info, in_dims, args)
+
+
+_BandAttentionBackward = last_derivative("band_attention", _backward, _backward_vmap)
 
 
 def _plain(

@@ -23,9 +23,10 @@ from ._infonce_checks import (
     check_labels,
     check_matrices,
     check_number,
+    check_queue_labels,
     check_scalar,
 )
-from ._infonce_common import EPS, MEMORY_BUDGET, SOFTPLUS, accumulator, inverse_norms
+from ._infonce_common import EPS, MEMORY_BUDGET, SOFTPLUS, accumulator, inverse_norms, one_dtype
 from ._infonce_ops import Sums, fits, mean_loss, sums_of
 from ._registry import wants_grad, warn_no_kernel
 
@@ -55,6 +56,7 @@ def infonce(
     margin: float = 0.1,
     exclude_diagonal: bool = False,
     queue: Tensor | None = None,
+    labels_queue: Tensor | None = None,
     hard_negatives: Tensor | None = None,
     tau_plus: float = 0.0,
     decoupled: bool = False,
@@ -71,8 +73,8 @@ def infonce(
     (torch's own sum over more than some ten thousand losses may).
 
     Args:
-        q: (B, D), float32, float64, bfloat16 or float16. k: (N, D) of its dtype. Half types are computed in float32.
-            The last dimension is copied where it is not contiguous.
+        q: (B, D), float32, float64, bfloat16 or float16. k: (N, D) of its dtype. Half types are computed in float32;
+            under autocast they may stand beside float32. The last dimension is copied where it is not contiguous.
         log_scale, bias: numbers or 0-d tensors, which get gradients; none is 0. CLIP: log_scale = ln(1 / T), learned.
         normalize: divide each row of q, k, queue and hard_negatives by max(‖row‖, 1e-12).
         symmetric: the mean of both directions (CLIP); False: rows only (LiT, CKD, MoCo).
@@ -80,9 +82,12 @@ def infonce(
         labels_q: integers (B,). labels_k: integers (N,), by default labels_q where N == B.
         weights: (B,), ω: the mean is Σωl / Σω (0 where Σω = 0), the sum Σωl, and "none" ωl.
         negatives_mask: "same_label" drops negatives of k with labels_k[j] == labels_q[i]; "margin" negatives, queue and
-            hard_negatives too, whose similarity (S without scale and bias) is above the positive's plus `margin`.
+            hard_negatives too, whose similarity (S without scale and bias) is above the positive's plus `margin`, by
+            more than (D + 16) ε ‖q_i‖ ‖k_p(i)‖, what rounding can make of equal ones: a copy of the positive stays for
+            every margin >= 0. ε is that of float32 (float64 for float64).
         exclude_diagonal: drop the entries (i, i), none of which may be a target.
         queue: (K, D), further columns of every row, without gradient (MoCo); see `nn.EmbeddingQueue`.
+        labels_queue: integers (K,): "same_label" drops those of the queue too. Without, none of the queue is dropped.
         hard_negatives: (B, K, D), further columns of one row each.
         tau_plus: τ₊ in [0, 1), the share of false negatives (Chuang et al. 2020): the sum Σ of the N⁻ visible negatives
             becomes N⁻ max((Σ / N⁻ - τ₊ e^S_ip(i)) / (1 - τ₊), e^-scale).
@@ -110,16 +115,17 @@ def infonce(
         >>> q, k = torch.randn(2, 1000, 64)
         >>> loss = innerloop.infonce(q, k, log_scale=2.66, normalize=True)
     """
+    q, k, queue, hard_negatives = one_dtype(q, k, queue, hard_negatives)
     check_infonce(
         q, k, log_scale, bias, targets, labels_q, labels_k, weights, negatives_mask, margin, exclude_diagonal, queue,
-        hard_negatives, tau_plus, reduction, memory_budget, symmetric,
+        labels_queue, hard_negatives, tau_plus, reduction, memory_budget, symmetric,
     )  # fmt: skip
     if _without_kernel("infonce", q):
         return _plain_infonce(
             q, k, log_scale=log_scale, bias=bias, normalize=normalize, symmetric=symmetric, targets=targets,
             labels_q=labels_q, labels_k=labels_k, weights=weights, negatives_mask=negatives_mask, margin=margin,
-            exclude_diagonal=exclude_diagonal, queue=queue, hard_negatives=hard_negatives, tau_plus=tau_plus,
-            decoupled=decoupled, reduction=reduction, return_lse=return_lse,
+            exclude_diagonal=exclude_diagonal, queue=queue, labels_queue=labels_queue, hard_negatives=hard_negatives,
+            tau_plus=tau_plus, decoupled=decoupled, reduction=reduction, return_lse=return_lse,
         )  # fmt: skip
     B, N = len(q), len(k)
     acc = accumulator(q.dtype)
@@ -138,7 +144,7 @@ def infonce(
     inverse = (inverse_norms(q), inverse_norms(k)) if normalize else (None, None)
     limits = (None, None)
     if negatives_mask == "margin":
-        limit = _similarity(q, k, p, *inverse) + margin
+        limit = _limit(q, k, p, *inverse, margin)
         limits = limit, limit.new_full((N,), math.inf).scatter(0, p, limit) if symmetric else limit.new_full((N,), 0)
     counted = tau_plus > 0
     sums = sums_of(
@@ -151,6 +157,7 @@ def infonce(
         queue = queue.detach()
         of_queue = sums_of(
             q, queue, (inverse[0], inverse_norms(queue) if normalize else None), log_scale,
+            labels=(None, None) if labels_queue is None else (labels[0], labels_queue.long()),
             limits=(limits[0], limits[0].new_full((len(queue),), 0)) if limits[0] is not None else (None, None),
             counts=counted, budget=max(0, memory_budget - 4 * B * N),
         )  # fmt: skip
@@ -202,6 +209,7 @@ def ntxent(
 
     Source: Chen et al., SimCLR (ICML 2020), equation 1.
     """
+    z1, z2 = one_dtype(z1, z2)
     check_matrices("ntxent", {"z1": z1, "z2": z2}, same_shape=True)
     check_number("ntxent", "temperature", temperature)
     check_choice("ntxent", "reduction", reduction, _REDUCTIONS)
@@ -225,17 +233,22 @@ def supcon(
     temperature: float = 0.07,
     base_temperature: float | None = None,
     normalize: bool = True,
+    queue: Tensor | None = None,
+    labels_queue: Tensor | None = None,
     reduction: Reduction = "mean",
     memory_budget: int = MEMORY_BUDGET,
 ) -> Tensor:
     """Supervised contrastive loss: -1/|P(i)| Σ_{p∈P(i)} (S_ip - lse_{a≠i} S_ia), P(i) the others with i's label.
 
     The sum over positives is a product with the sum of their rows, so only the lse needs all pairs; of those half.
+    With a queue, the others are those of the batch and of the queue.
 
     Args:
         z: (B, D), float32, float64, bfloat16 or float16. labels: integers (B,).
         temperature: above 0. base_temperature: multiply by temperature / base_temperature; none does not.
         normalize: the rows first.
+        queue: (K, D), embeddings of earlier batches, without gradient; see `nn.EmbeddingQueue`.
+        labels_queue: integers (K,), their labels.
         reduction: "mean" over the rows with a positive, "sum" or "none". memory_budget: see :func:`infonce`.
 
     Returns:
@@ -244,29 +257,42 @@ def supcon(
     Raises:
         TypeError, ValueError: as :func:`infonce`.
 
-    Source: Khosla et al., Supervised Contrastive Learning (NeurIPS 2020), equation 2 (L_out).
+    Source: Khosla et al., Supervised Contrastive Learning (NeurIPS 2020), equation 2 (L_out); the queue: Wang et al.,
+    Cross-Batch Memory (CVPR 2020).
     """
-    check_matrices("supcon", {"z": z})
+    z, queue = one_dtype(z, queue)
+    check_matrices("supcon", {"z": z, "queue": queue})
     check_labels("supcon", "labels", labels, len(z), z)
     check_number("supcon", "temperature", temperature)
     if base_temperature is not None:
         check_number("supcon", "base_temperature", base_temperature)
+    if queue is not None and labels_queue is None:
+        raise ValueError(f"supcon: labels_queue is None, expected the labels of the {len(queue)} rows of queue")
+    check_queue_labels("supcon", queue, labels_queue, z)
     check_choice("supcon", "reduction", reduction, _REDUCTIONS)
     _check_budget("supcon", memory_budget)
     if _without_kernel("supcon", z):
         return _plain_supcon(
-            z, labels, temperature=temperature, base_temperature=base_temperature, normalize=normalize,
-            reduction=reduction,
+            z, labels, temperature=temperature, base_temperature=base_temperature, normalize=normalize, queue=queue,
+            labels_queue=labels_queue, reduction=reduction,
         )  # fmt: skip
     lse = _lse_of_both(_of_itself(z, normalize, temperature, None, memory_budget))
     rows = z.to(accumulator(z.dtype))
     rows = F.normalize(rows, dim=-1, eps=EPS) if normalize else rows
+    everyone = rows
+    if queue is not None and len(queue):
+        queue = queue.detach()
+        lse = torch.logaddexp(lse, _against_queue(z, queue, normalize, temperature, memory_budget))
+        queue = queue.to(rows.dtype)
+        everyone = torch.cat([rows, F.normalize(queue, dim=-1, eps=EPS) if normalize else queue])
+        labels = torch.cat([labels, labels_queue])
     # Groups are numbered by sorting, not by torch.unique, whose result has a size that depends on values.
     ordered, order = labels.sort(stable=True)
     group = F.pad((ordered[1:] != ordered[:-1]).long().cumsum(0), (1, 0))[: len(labels)]
     group = torch.zeros_like(group).scatter(0, order, group)
-    total = torch.zeros_like(rows).index_add(0, group, rows)[group]
-    count = torch.zeros_like(group).index_add(0, group, torch.ones_like(group))[group] - 1
+    of_z = group[: len(z)]
+    total = torch.zeros_like(everyone).index_add(0, group, everyone)[of_z]
+    count = torch.zeros_like(group).index_add(0, group, torch.ones_like(group))[of_z] - 1
     positives = (rows * (total - rows)).sum(1) / temperature / count.clamp(min=1)
     loss = (lse.masked_fill(count == 0, 0) - positives).masked_fill(count == 0, 0)
     if base_temperature is not None:
@@ -300,6 +326,7 @@ def siglip(
 
     Source: Zhai et al., Sigmoid Loss for Language Image Pre-Training (ICCV 2023), section 3.2.
     """
+    q, k = one_dtype(q, k)
     check_matrices("siglip", {"q": q, "k": k})
     check_scalar("siglip", "log_scale", log_scale, q)
     check_scalar("siglip", "bias", bias, q)
@@ -352,6 +379,7 @@ def ckd(
 
     Source: Zhu et al., Contrastive Knowledge Distillation (arXiv 2404.14109), as in the authors' code.
     """
+    student, teacher = one_dtype(student, teacher)
     check_matrices("ckd", {"student": student, "teacher": teacher}, same_shape=True)
     check_number("ckd", "temperature", temperature)
     check_choice("ckd", "negatives", negatives, ("teacher_student", "student_student"))
@@ -420,13 +448,27 @@ def _of_itself(z: Tensor, normalize: bool, temperature: float, targets: Tensor |
     return sums_of(z, z, (inverse, inverse), log_scale, targets=targets, columns=True, upper=True, budget=budget)
 
 
-def _similarity(q: Tensor, k: Tensor, targets: Tensor, inverse_q: Tensor | None, inverse_k: Tensor | None) -> Tensor:
-    """Similarity of each row and its target, without gradient, a few rows at a time."""
+def _against_queue(z: Tensor, queue: Tensor, normalize: bool, temperature: float, budget: int) -> Tensor:
+    """lse of each row's scores with all of a queue."""
+    inverse = (inverse_norms(z), inverse_norms(queue)) if normalize else (None, None)
+    log_scale = _scalar(-math.log(temperature), accumulator(z.dtype), z)
+    return sums_of(z, queue, inverse, log_scale, budget=max(0, budget - 4 * len(z) ** 2)).row
+
+
+def _limit(
+    q: Tensor, k: Tensor, targets: Tensor, inverse_q: Tensor | None, inverse_k: Tensor | None, margin: float
+) -> Tensor:
+    """The greatest similarity that is no false negative of each row, without gradient, a few rows at a time."""
     acc = accumulator(q.dtype)
+    # A sum of D products is off by less than half of this, in any order and with factors rounded before.
+    rounding = (q.shape[1] + 16) * torch.finfo(acc).eps
+    parts = [q.new_empty(0, dtype=acc)]
     with torch.no_grad():
-        parts = [(a.to(acc) * k[p].to(acc)).sum(1) for a, p in zip(q.split(1024), targets.split(1024), strict=True)]
-        dot = torch.cat(parts) if parts else q.new_empty(0, dtype=acc)
-        return dot if inverse_q is None else dot * inverse_q * inverse_k[targets]
+        for rows, p in zip(q.split(1024), targets.split(1024), strict=True):
+            rows, positives = rows.to(acc), k[p].to(acc)
+            parts.append((rows * positives).sum(1) + rounding * rows.norm(dim=1) * positives.norm(dim=1))
+        limit = torch.cat(parts)
+        return (limit if inverse_q is None else limit * inverse_q * inverse_k[targets]) + margin
 
 
 def _scalar(value: Tensor | float | None, acc: torch.dtype, like: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from ..reference.pool_kv import pool_kv as _reference
 from ._registry import apply, define, last_derivative, wants_grad, warn_no_kernel
 from .band_attention import _check as _check_attention
 from .band_attention import _check_bias, attend, band
+from .relational_spmm import loop_over_batch
 
 __all__ = ["pool_kv", "pooled_valid", "pooling_attention"]
 
@@ -58,7 +59,7 @@ def pool_kv(
         Two tensors (B, H, ⌈L / stride⌉, D). An entry without any token is 0, see :func:`pooled_valid`.
 
     Gradients:
-        For k, v and the weights. A second derivative raises.
+        For k, v and the weights. A second derivative raises. `torch.func.vmap` makes one call for each sample.
 
     Raises:
         TypeError: an argument that is no tensor, or an integer dtype. ValueError: shapes, dtypes or numbers that do not
@@ -225,6 +226,16 @@ def _(x, weight, valid, kernel, stride, mode):
     return x.new_empty(_shape(x, stride))
 
 
+@_forward.vmap
+def _(info, in_dims, *args):
+    return loop_over_batch(_forward, info, in_dims, args)
+
+
+@_backward.vmap
+def _(info, in_dims, *args):
+    return loop_over_batch(_backward, info, in_dims, args)
+
+
 @_backward.cpu
 def _(grad_out, x, weight, valid, kernel, stride, mode):
     acc = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -263,5 +274,13 @@ class _PoolKv(torch.autograd.Function):
         grad_x, grad_weight = backward(grad, x, weight, valid, *ctx.numbers)
         return grad_x, None if weight is None else grad_weight, None, None, None, None
 
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        return loop_over_batch(_PoolKv.apply, info, in_dims, args)
 
-_PoolKvBackward = last_derivative("pool_kv", _backward)
+
+def _backward_vmap(info, in_dims, *args):
+    return loop_over_batch(_PoolKvBackward.apply, info, in_dims, args)
+
+
+_PoolKvBackward = last_derivative("pool_kv", _backward, _backward_vmap)

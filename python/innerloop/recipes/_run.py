@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 #: {source: {metric: value}}
 Published = Mapping[str, Mapping[str, float]]
+
+
+class UsageError(ValueError):
+    """An option without sense on this machine; the command line then ends as for one that it cannot parse."""
 
 
 def run(
@@ -50,6 +54,11 @@ def run(
 
     Returns:
         What metrics.json holds.
+
+    Raises:
+        UsageError: an accelerator or a precision that there is not.
+        FileNotFoundError: no checkpoint to resume.
+        ValueError: the checkpoint is of another run: other data, settings or precision.
     """
     from pytorch_lightning.callbacks import ModelCheckpoint
     from pytorch_lightning.loggers import CSVLogger
@@ -59,7 +68,6 @@ def run(
     config, dataset, output = task.config, task.hparams["dataset"], Path(output)
     output.mkdir(parents=True, exist_ok=True)
     last = output / "last.ckpt"
-    start = _resume_from(resume, last, task)
     resumable = Resumable(last)
     callbacks: list[Any] = [resumable]
     if task.monitor is not None:
@@ -76,6 +84,7 @@ def run(
             log_every_n_steps=10,
             **trainer_options,
         )
+        start = _resume_from(resume, last, task, trainer.precision)
         trainer.fit(task, datamodule, ckpt_path=start, weights_only=True)
         if task.monitor is None:
             chosen = last if resumable.written else start  # nothing was left to train
@@ -94,7 +103,7 @@ def run(
         "chosen_by": "last epoch" if task.monitor is None else f"best validation {task.monitor}",
         "published": {source: dict(row) for source, row in (published or {}).items()},
         "config": asdict(config),
-        "precision": precision,
+        "precision": trainer.precision,
         "processes": trainer.world_size,
         "threads": torch.get_num_threads(),
         "epochs": task.history,
@@ -133,18 +142,26 @@ def load_checkpoint(path: str | Path, recipe: str, command: str = "fit") -> dict
     return saved
 
 
-def _resume_from(resume: str | Path | None, last: Path, task: Task) -> Path | None:
+def _resume_from(resume: str | Path | None, last: Path, task: Task, precision: str) -> Path | None:
     if resume is None or (str(resume) == "auto" and not last.is_file()):
         return None
     path = last if str(resume) == "auto" else Path(resume)
-    hparams = load_checkpoint(path, task.recipe, task.command)["hyper_parameters"]
+    saved = load_checkpoint(path, task.recipe, task.command)
+    hparams = saved["hyper_parameters"]
+    if missing := [name for name in task.identity if name not in hparams]:
+        raise ValueError(
+            f"{path}: cannot resume, an earlier version of innerloop wrote it, without {', '.join(missing)}; train "
+            "anew in another folder (evaluate reads the checkpoint as it is)"
+        )
     if any(hparams[name] != task.hparams[name] for name in task.identity):
         raise ValueError(f"{path}: cannot resume, it was trained on {hparams['dataset']}")
-    config = asdict(task.config)
+    # Earlier versions stored fewer settings, and no precision.
+    defaults = {field.name: field.default for field in fields(task.config)}
+    before = defaults | hparams["config"] | {"precision": saved["progress"].get("precision", precision)}
     changed = [
-        f"{name} was {old} and is {config[name]}"
-        for name, old in hparams["config"].items()
-        if name not in task.may_change and old != config[name]
+        f"{name} was {before[name]} and is {value}"
+        for name, value in (asdict(task.config) | {"precision": precision}).items()
+        if name not in task.may_change and before[name] != value
     ]
     if changed:
         raise ValueError(f"{path}: cannot resume with other settings: {'; '.join(changed)}")
@@ -152,24 +169,33 @@ def _resume_from(resume: str | Path | None, last: Path, task: Task) -> Path | No
 
 
 def make_trainer(precision: str, accelerator: str, progress: bool, **options: Any) -> Any:
-    """Lightning's Trainer, for one process or those of torchrun."""
+    """Lightning's Trainer, for one process or those of torchrun.
+
+    Raises:
+        UsageError: an accelerator or a precision that Lightning does not know, or that this machine does not have.
+    """
     from pytorch_lightning import Trainer
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    return Trainer(
-        accelerator=accelerator,
-        devices=processes,
-        num_nodes=max(1, world // processes),
-        strategy="ddp" if world > 1 else "auto",
-        precision=precision,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        enable_model_summary=False,
-        enable_progress_bar=progress and sys.stderr.isatty(),
-        enable_checkpointing="callbacks" in options,
-        **options,
-    )
+    try:
+        return Trainer(
+            accelerator=accelerator,
+            devices=processes,
+            num_nodes=max(1, world // processes),
+            strategy="ddp" if world > 1 else "auto",
+            precision=precision,
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+            enable_progress_bar=progress and sys.stderr.isatty(),
+            enable_checkpointing="callbacks" in options,
+            **options,
+        )
+    except (ModuleNotFoundError, ValueError, MisconfigurationException) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"accelerator is {accelerator!r} and precision {precision!r}: {reason}") from error
 
 
 def evaluated(trainer: Any, task: Any, data: Any, split: str) -> dict[str, float]:

@@ -121,6 +121,7 @@ class Task(LightningModule):
             "num_steps": self._num_steps,
             "seconds": self._seconds,
             "wall_seconds": self.wall_seconds,
+            "precision": self.trainer.precision,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -28,6 +28,7 @@ def infonce(
     margin: float = 0.1,
     exclude_diagonal: bool = False,
     queue: Tensor | None = None,
+    labels_queue: Tensor | None = None,
     hard_negatives: Tensor | None = None,
     tau_plus: float = 0.0,
     decoupled: bool = False,
@@ -51,9 +52,11 @@ def infonce(
         labels_q: integers (B,). labels_k: integers (N,), by default labels_q where N == B.
         weights: (B,), ω: the mean is Σωl / Σω (0 where Σω = 0), the sum Σωl, and "none" ωl.
         negatives_mask: "same_label" drops negatives of k with labels_k[j] == labels_q[i]; "margin" negatives, queue and
-            hard_negatives too, whose similarity (S without scale and bias) is above the positive's plus `margin`.
+            hard_negatives too, whose similarity (S without scale and bias) is above the positive's plus `margin`, by
+            more than (D + 16) ε ‖q_i‖ ‖k_p(i)‖, what rounding can make of equal ones: these stay.
         exclude_diagonal: drop the entries (i, i), none of which may be a target.
         queue: (K, D), further columns of every row, without gradient (He et al., MoCo, CVPR 2020).
+        labels_queue: integers (K,): "same_label" drops those of the queue too.
         hard_negatives: (B, K, D), further columns of one row each.
         tau_plus: τ₊, share of the negatives that are false (Chuang et al., "Debiased Contrastive Learning", NeurIPS
             2020, eq. 7 and 8): the sum Σ of the N⁻ visible negatives becomes
@@ -76,6 +79,12 @@ def infonce(
         visible = visible.fill_diagonal_(False)
     if negatives_mask == "same_label":
         visible = visible & (labels_q[:, None] != (labels_q if labels_k is None else labels_k))
+    of_queue = visible.new_ones(B, 0 if queue is None else len(queue))
+    if labels_queue is not None:
+        of_queue = labels_q[:, None] != labels_queue
+    if negatives_mask == "margin":
+        lengths = q.norm(dim=1) * k[targets].norm(dim=1)
+        margin = margin + (q.shape[1] + 16) * torch.finfo(q.dtype).eps * lengths[:, None]
     options = {
         "scale": scale,
         "bias": bias,
@@ -90,7 +99,8 @@ def infonce(
     if hard_negatives is not None:
         blocks.append(torch.einsum("bd,bkd->bk", q, hard_negatives))
     row_similarity = torch.cat(blocks, 1)
-    row_visible = F.pad(visible, (0, row_similarity.shape[1] - N), value=True)
+    row_visible = torch.cat([visible, of_queue], 1)
+    row_visible = F.pad(row_visible, (0, row_similarity.shape[1] - row_visible.shape[1]), value=True)
     loss, row_lse = _direction(row_similarity, row_visible, targets, **options)
     column_lse = None
     if symmetric:
@@ -130,25 +140,33 @@ def supcon(
     temperature: float = 0.07,
     base_temperature: float | None = None,
     normalize: bool = True,
+    queue: Tensor | None = None,
+    labels_queue: Tensor | None = None,
     reduction: str = "mean",
 ) -> Tensor:
     """Supervised contrastive loss: -1/|P(i)| Σ_{p∈P(i)} (S_ip - lse_{a≠i} S_ia), P(i) the others with i's label.
 
-    Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020, eq. 2 (L_out).
+    Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020, eq. 2 (L_out). With a queue the others are those of
+    the batch and of the queue (Wang et al., "Cross-Batch Memory for Embedding Learning", CVPR 2020).
 
     Args:
         z: (B, D). labels: integers (B,).
         temperature: above 0. base_temperature: multiply by temperature / base_temperature; none does not.
         normalize: the rows first.
+        queue: (K, D), without gradient. labels_queue: integers (K,).
         reduction: "mean" over the rows with a positive, "sum" or "none".
 
     Returns:
         0-d or (B,), 0 for a row without a positive.
     """
     z = _rows(z, normalize)
-    score = z @ z.T / temperature
+    columns, column_labels = z, labels
+    if queue is not None:
+        columns = torch.cat([z, _rows(queue, normalize).detach()])
+        column_labels = torch.cat([labels, labels_queue])
+    score = z @ columns.T / temperature
     others = torch.ones_like(score, dtype=torch.bool).fill_diagonal_(False)
-    positive = others & (labels[:, None] == labels)
+    positive = others & (labels[:, None] == column_labels)
     count = positive.sum(1)
     log_p = score - logsumexp(score, others)[:, None]
     loss = -log_p.masked_fill(~positive, 0).sum(1) / count.clamp(min=1)
@@ -232,7 +250,7 @@ def _direction(
     *,
     scale: Tensor | float,
     bias: Tensor | float = 0.0,
-    margin: float = math.inf,
+    margin: Tensor | float = math.inf,
     tau_plus: float = 0.0,
     decoupled: bool = False,
 ) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ class Config:
         dim, num_layers, heads, ffn_dim: of the encoder; ffn_dim 0 stands for 4 dim.
         window: w1. two_level: how many layers, the last ones, have the second level; 0 leaves one level everywhere.
         pool_window, kernel, stride, pooling, level2_input, share_weights, zero_value: of the second level.
+        relative_bias: learn a number for each head and distance, in both levels.
         checkpoint: keep only the input of each layer for the backward pass.
         warmup: share of the steps in which the learning rate rises, before it falls linearly to 0.
         clip: largest norm of a gradient.
@@ -47,6 +48,7 @@ class Config:
     level2_input: Literal["output", "input"] = "output"
     share_weights: bool = False
     zero_value: bool = False
+    relative_bias: bool = False
     dropout: float = 0.1
     checkpoint: bool = False
     epochs: int = 3
@@ -83,7 +85,7 @@ class Config:
 
     def encoder_arguments(self) -> dict[str, Any]:
         """The part that ``innerloop.nn.PoolingformerEncoder`` takes."""
-        names = ("dim", "num_layers", "heads", "dropout", "checkpoint")
+        names = ("dim", "num_layers", "heads", "dropout", "relative_bias", "checkpoint")
         arguments = {name: getattr(self, name) for name in names}
         arguments |= {
             "window": (self.window, self.window),

@@ -48,7 +48,11 @@ class PoolingformerTask(Task):
     def configure_optimizers(self) -> dict[str, Any]:
         config = self.config
         # Biases, LayerNorms and the weights of LDConv, which begin at 0, are not decayed.
-        decayed = {name for name, p in self.model.named_parameters() if p.dim() > 1 and "weight_" not in name}
+        decayed = {
+            name
+            for name, p in self.model.named_parameters()
+            if p.dim() > 1 and not any(part in name for part in ("weight_", "bias"))
+        }
         groups = [
             {
                 "params": [p for name, p in self.model.named_parameters() if (name in decayed) == decay],

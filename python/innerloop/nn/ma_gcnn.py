@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MA-GCNN and M-GCNN: classifiers of graphs that are given as motif grids."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..ops.subgraph_attention import subgraph_attention
+from .poolingformer import check_counts
+
+__all__ = ["MAGCNN", "MGCNN", "SubgraphAttention"]
+
+
+class SubgraphAttention(nn.Module):
+    """Heads of attention between the subgraphs of a graph, their outputs side by side.
+
+    For each head: V = Z W, e = V a_q + b_q, g = V a_k + b_k, and :func:`innerloop.subgraph_attention` of them. W and a
+    start from Glorot's uniform distribution, all biases from 0.
+
+    Args:
+        in_features: D. heads: H. head_dim: d.
+
+    Forward:
+        z: (B, N, D). valid: bool (B, N), False for subgraphs that take no part, or None. Returns (B, N, H·d).
+
+    Raises:
+        ValueError: a number below 1.
+    """
+
+    def __init__(self, in_features: int, heads: int, head_dim: int) -> None:
+        super().__init__()
+        check_counts("SubgraphAttention", in_features=in_features, heads=heads, head_dim=head_dim)
+        self.weight = nn.Parameter(torch.empty(heads, head_dim, in_features))
+        self.score_weight = nn.Parameter(torch.empty(2, heads, head_dim))  # a_q, a_k
+        self.score_bias = nn.Parameter(torch.empty(2, heads))
+        self.bias = nn.Parameter(torch.empty(heads, head_dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        with torch.no_grad():
+            for weight in self.weight:
+                nn.init.xavier_uniform_(weight)
+            for weight in self.score_weight.flatten(0, 1):
+                nn.init.xavier_uniform_(weight[None])
+            self.score_bias.zero_()
+            self.bias.zero_()
+
+    def forward(self, z: Tensor, valid: Tensor | None = None) -> Tensor:
+        v = F.linear(z, self.weight.flatten(0, 1)).unflatten(2, self.bias.shape)  # (B, N, H, d)
+        score = torch.einsum("bnhd,shd->sbhn", v, self.score_weight) + self.score_bias[:, None, :, None].to(v.dtype)
+        return (
+            subgraph_attention(v.transpose(1, 2), *score, self.bias.to(v.dtype), valid=valid).transpose(1, 2).flatten(2)
+        )
+
+    def extra_repr(self) -> str:
+        heads, head_dim, in_features = self.weight.shape
+        return f"in_features={in_features}, heads={heads}, head_dim={head_dim}"
+
+
+class _GridConvolutions(nn.Module):
+    """The two convolutions of both models: a vector of 64 channels for each k × k block of a grid."""
+
+    channels = 64
+
+    def __init__(self, motif_size: int, in_channels: int, dropout: float) -> None:
+        super().__init__()
+        k = self.motif_size = motif_size
+        self.conv1 = nn.Conv2d(in_channels, 32, (1, k), stride=(1, k))
+        self.conv2 = nn.Conv2d(32, self.channels, (k, 1), stride=(k, 1))
+        self.dropout = nn.Dropout(dropout)
+        for conv in (self.conv1, self.conv2):
+            _glorot(conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, F, k·S, k·N) to (B, 64, S, N)."""
+        x = self.dropout(F.relu(self.conv1(x)))
+        return self.dropout(F.relu(self.conv2(x)))
+
+
+class _GridClassifier(nn.Module):
+    """What both models share: the checks of their arguments, and the convolutions."""
+
+    def __init__(
+        self,
+        num_slots: int,
+        num_classes: int,
+        in_channels: int,
+        node_features: int,
+        motif_size: int,
+        dropout: float,
+        **counts: int,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        check_counts(
+            name, num_slots=num_slots, num_classes=num_classes, in_channels=in_channels, motif_size=motif_size, **counts
+        )
+        if isinstance(node_features, bool) or not isinstance(node_features, int) or node_features < 0:
+            raise ValueError(f"{name}: node_features is {node_features!r}, expected an int of at least 0")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"{name}: dropout is {dropout!r}, expected a share in [0, 1)")
+        self.num_slots, self.num_classes, self.node_features = num_slots, num_classes, node_features
+        self.convolutions = _GridConvolutions(motif_size, in_channels, dropout)
+
+    def _check(self, x: Tensor, features: Tensor | None, num_nodes: int | None = None) -> None:
+        name, k = type(self).__name__, self.convolutions.motif_size
+        channels, rows = self.convolutions.conv1.in_channels, k * self.num_slots
+        columns = None if num_nodes is None else k * num_nodes
+        fits = x.is_floating_point() and x.dim() == 4 and tuple(x.shape[1:3]) == (channels, rows)
+        if not fits or (x.shape[3] % k if columns is None else x.shape[3] != columns):
+            wanted = f"{k}·N" if columns is None else columns
+            raise ValueError(
+                f"{name}: x is {x.dtype} of shape {tuple(x.shape)}, expected floating point "
+                f"(B, {channels}, {rows}, {wanted})"
+            )
+        if (features is None) != (self.node_features == 0):
+            given = "none" if features is None else "a tensor"
+            raise ValueError(f"{name}: features is {given} with node_features={self.node_features}")
+        shape = (len(x), x.shape[3] // k, self.node_features)
+        if features is not None and tuple(features.shape) != shape:
+            raise ValueError(f"{name}: features has shape {tuple(features.shape)}, expected {shape}")
+
+    def loss(self, x: Tensor, y: Tensor, *args: Tensor | None, **options: Tensor | None) -> Tensor:
+        """Mean cross-entropy of the softmax of `forward(x, ...)` against the classes y, int64 (B,)."""
+        return F.cross_entropy(self(x, *args, **options), y)
+
+
+class MGCNN(_GridClassifier):
+    """M-GCNN, the baseline of MA-GCNN: a perceptron on the vectors of all blocks of the motif grid.
+
+    Each k × k block of a grid becomes 64 channels by two convolutions; layers of 128, 64 and C follow on all of them,
+    slot by slot and in each node by node. Kernels start from Glorot's uniform distribution, biases from 0.
+
+    Args:
+        num_nodes: N, central nodes of a grid. num_slots: S, blocks of each. num_classes: C.
+        in_channels: F, channels of a grid.
+        node_features: E, further features of each central node, behind the channels in the perceptron's input; not in
+            the paper.
+        motif_size: k, side of a block.
+        dropout: share of zeros after each convolution. The paper's code names 0.5 but runs without any.
+
+    Forward:
+        x: (B, F, k·S, k·N), as of :func:`innerloop.motif_grid`. features: (B, N, E). Returns logits (B, C).
+
+    Raises:
+        ValueError: numbers or shapes that do not fit.
+
+    Source: Peng et al. (AAAI 2020; arXiv 1811.08270) and its released code.
+    """
+
+    def __init__(
+        self,
+        num_nodes: int,
+        num_slots: int,
+        num_classes: int,
+        *,
+        in_channels: int = 1,
+        node_features: int = 0,
+        motif_size: int = 3,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(num_slots, num_classes, in_channels, node_features, motif_size, dropout, num_nodes=num_nodes)
+        self.num_nodes = num_nodes
+        width = num_nodes * (_GridConvolutions.channels * num_slots + node_features)
+        self.fc1, self.fc2, self.fc3 = nn.Linear(width, 128), nn.Linear(128, 64), nn.Linear(64, num_classes)
+        for layer in (self.fc1, self.fc2, self.fc3):
+            _glorot(layer)
+
+    def forward(self, x: Tensor, features: Tensor | None = None) -> Tensor:
+        self._check(x, features, self.num_nodes)
+        z = self.convolutions(x).permute(0, 2, 3, 1).flatten(1)  # by slot, node, channel
+        if features is not None:
+            z = torch.cat([z, features.flatten(1)], 1)
+        return self.fc3(F.relu(self.fc2(F.relu(self.fc1(z)))))
+
+
+class MAGCNN(_GridClassifier):
+    """MA-GCNN: attention between the subgraphs of a graph, each of which then votes for classes.
+
+    Each k × k block of a grid becomes 64 channels by two convolutions; the blocks of a central node, side by side, are
+    its subgraph's vector, channel by channel and in each slot by slot. Two layers of :class:`SubgraphAttention` follow,
+    the second with one head of C channels, o_i. The votes are Σ_i softmax(softmax(o_i)): in a narrow band, so that two
+    classes are never more than N (e - 1) / (e + C - 1) apart. Kernels start from Glorot's uniform distribution, biases
+    from 0.
+
+    Args:
+        num_slots: S, blocks of each central node. num_classes: C.
+        in_channels: F, channels of a grid.
+        node_features: E, further features of each central node, behind its subgraph's vector; not in the paper.
+        heads, head_dim: of the first attention layer.
+        motif_size: k, side of a block.
+        dropout: share of zeros after each convolution. The paper's code names 0.5 but runs without any.
+
+    Forward:
+        x: (B, F, k·S, k·N), as of :func:`innerloop.motif_grid`. features: (B, N, E). valid: bool (B, N), False for
+        central nodes that are padding; without, these take part and vote, as in the paper's code. Returns votes (B, C);
+        the class is their argmax.
+
+    Raises:
+        ValueError: numbers or shapes that do not fit.
+
+    Source: Peng et al. (AAAI 2020; arXiv 1811.08270) and its released code.
+
+    Example:
+        >>> import torch
+        >>> from innerloop.nn import MAGCNN
+        >>> model = MAGCNN(num_slots=15, num_classes=2)
+        >>> x, y = torch.rand(4, 1, 45, 54), torch.tensor([0, 1, 1, 0])
+        >>> (model.loss(x, y) + model.l2()).backward()
+        >>> model(x).shape
+        torch.Size([4, 2])
+    """
+
+    def __init__(
+        self,
+        num_slots: int,
+        num_classes: int,
+        *,
+        in_channels: int = 1,
+        node_features: int = 0,
+        heads: int = 8,
+        head_dim: int = 16,
+        motif_size: int = 3,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(
+            num_slots, num_classes, in_channels, node_features, motif_size, dropout, heads=heads, head_dim=head_dim
+        )
+        width = _GridConvolutions.channels * num_slots + node_features
+        self.attention = SubgraphAttention(width, heads, head_dim)
+        self.output = SubgraphAttention(heads * head_dim, 1, num_classes)
+
+    def node_logits(self, x: Tensor, features: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
+        """(B, N, C): o, of which each central node's vote is the softmax of the softmax."""
+        self._check(x, features)
+        z = self.convolutions(x).permute(0, 3, 1, 2).flatten(2)
+        if features is not None:
+            z = torch.cat([z, features], 2)
+        return self.output(self.attention(z, valid), valid)
+
+    def forward(self, x: Tensor, features: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
+        votes = self.node_logits(x, features, valid).softmax(-1).softmax(-1)
+        return (votes if valid is None else votes * valid[..., None]).sum(1)
+
+    def l2(self, coefficient: float = 0.01) -> Tensor:
+        """coefficient · Σ ‖p‖² / 2 over all trained parameters, biases too: the paper's code adds it to the loss."""
+        return coefficient / 2 * sum(p.square().sum() for p in self.parameters() if p.requires_grad)
+
+
+def _glorot(layer: nn.Conv2d | nn.Linear) -> None:
+    nn.init.xavier_uniform_(layer.weight)
+    nn.init.zeros_(layer.bias)

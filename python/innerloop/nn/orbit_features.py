@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pattern counts as features of nodes and edges: transforms for graph objects in the style of PyG, which needs not be
+installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..ops.match import match
+from ..ops.node_orbits import node_orbits
+from ..simple_graph import Graph
+
+__all__ = ["AddOrbitCounts", "AddSubstructureCounts"]
+
+GraphLike = TypeVar("GraphLike")
+
+
+class AddOrbitCounts:
+    """Appends the graphlet orbit counts of each node to an attribute.
+
+    Args:
+        k: nodes of the largest graphlets, 3, 4 or 5: 4, 15 or 73 columns.
+        log: takes log(1 + count), in float32; else counts, in the dtype of the attribute, int64 where there is none.
+        attr: name of the attribute; counts go behind its columns, or make a new one.
+
+    Call:
+        graph: any object with ``edge_index`` (2, E), such as ``torch_geometric.data.Data``, and ``num_nodes``, if the
+        greatest id is not the last node. It is changed and returned.
+
+    Raises:
+        ValueError: another k. TypeError: an object without ``edge_index``.
+    """
+
+    def __init__(self, k: int = 4, log: bool = True, attr: str = "x") -> None:
+        if k not in (3, 4, 5):
+            raise ValueError(f"AddOrbitCounts: k is {k!r}, expected 3, 4 or 5")
+        self.k, self.log, self.attr = k, log, attr
+
+    def __call__(self, graph: GraphLike) -> GraphLike:
+        counts = node_orbits(_graph_of(graph, "AddOrbitCounts"), self.k)
+        return _append(graph, self.attr, counts, self.log)
+
+    def __repr__(self) -> str:
+        return f"AddOrbitCounts(k={self.k}, log={self.log}, attr={self.attr!r})"
+
+
+class AddSubstructureCounts:
+    """Appends, for each pattern and each of its orbits, in how many matches a node, or edge, takes that place: the
+    features of graph substructure networks (Bouritsas et al., TPAMI 2022).
+
+    Args:
+        patterns: whatever :func:`innerloop.match` takes: names, edge lists, graph6, networkx graphs.
+        scope: "node" appends to ``attr``, by default ``x``; "edge" gives a row to each column of ``edge_index``, equal
+            in both directions, 0 for self loops, by default in ``edge_attr``.
+        induced: whether matches are induced subgraphs.
+        log: takes log(1 + count), in float32; else counts, in the dtype of the attribute, int64 where there is none.
+
+    Call:
+        graph: as for :class:`AddOrbitCounts`.
+
+    Raises:
+        ValueError: no pattern, another scope. TypeError: an object without ``edge_index``.
+    """
+
+    def __init__(
+        self,
+        patterns: Sequence[Any],
+        scope: Literal["node", "edge"] = "node",
+        induced: bool = False,
+        log: bool = False,
+        attr: str | None = None,
+    ) -> None:
+        if isinstance(patterns, str):
+            patterns = [patterns]
+        if not patterns:
+            raise ValueError("AddSubstructureCounts: patterns is empty, expected at least one")
+        if scope not in ("node", "edge"):
+            raise ValueError(f"AddSubstructureCounts: scope is {scope!r}, expected node or edge")
+        self.patterns, self.scope, self.induced, self.log = list(patterns), scope, induced, log
+        self.attr = attr or {"node": "x", "edge": "edge_attr"}[scope]
+
+    def __call__(self, graph: GraphLike) -> GraphLike:
+        simple = _graph_of(graph, "AddSubstructureCounts")
+        output = "orbit_counts" if self.scope == "node" else "edge_counts"
+        columns = [match(simple, pattern, induced=self.induced, output=output) for pattern in self.patterns]
+        counts = torch.cat([c if c.dim() == 2 else c[:, None] for c in columns], dim=1)
+        if self.scope == "edge":
+            counts = _by_column(counts, simple, graph.edge_index)
+        return _append(graph, self.attr, counts, self.log)
+
+    def __repr__(self) -> str:
+        return f"AddSubstructureCounts({self.patterns!r}, scope={self.scope!r}, induced={self.induced})"
+
+
+def _graph_of(graph: Any, owner: str) -> Graph:
+    edge_index = _get(graph, "edge_index")
+    if not isinstance(edge_index, Tensor):
+        raise TypeError(f"{owner}: {type(graph).__name__} has no edge_index, expected an object with a tensor (2, E)")
+    return Graph(edge_index, _get(graph, "num_nodes"))
+
+
+def _get(graph: Any, name: str) -> Any:
+    return graph.get(name) if isinstance(graph, Mapping) else getattr(graph, name, None)
+
+
+def _by_column(counts: Tensor, simple: Graph, edge_index: Tensor) -> Tensor:
+    """Counts (m, K) of the distinct edges to rows (E, K) for the columns of ``edge_index``; 0 for self loops."""
+    n = simple.num_nodes
+    low, high = edge_index.cpu().long().aminmax(dim=0)
+    known = simple.edges.aminmax(dim=1)
+    keys, order = (known.min * n + known.max).sort()
+    place = torch.searchsorted(keys, low * n + high).clamp(max=max(len(keys) - 1, 0))
+    rows = counts[order[place]] if len(keys) else counts.new_zeros(len(low), counts.shape[1])
+    return rows.masked_fill((low == high)[:, None], 0)
+
+
+def _append(graph: GraphLike, attr: str, counts: Tensor, log: bool) -> GraphLike:
+    if log:
+        counts = counts.double().log1p().float()  # counts beyond 2²⁴ keep their digits until the logarithm is taken
+    counts, before = counts.to(_get(graph, "edge_index").device), _get(graph, attr)
+    if before is not None:
+        before = before[:, None] if before.dim() == 1 else before
+        dtype = torch.promote_types(before.dtype, counts.dtype) if log else before.dtype
+        counts = torch.cat([before.to(dtype), counts.to(dtype)], dim=1)
+    if isinstance(graph, Mapping):
+        graph[attr] = counts
+    else:
+        setattr(graph, attr, counts)
+    return graph
