@@ -15,6 +15,7 @@ namespace py = pybind11;
 using il::TensorView;
 
 void bind_infonce(py::module_& m);
+void bind_match(py::module_& m);
 void bind_subgraph_attention(py::module_& m);
 void bind_motif_grid(py::module_& m);
 void bind_motifs(py::module_& m);
@@ -667,6 +668,7 @@ PYBIND11_MODULE(_cpu, m) {
     }
   });
   bind_infonce(m);
+  bind_match(m);
   bind_subgraph_attention(m);
   bind_motif_grid(m);
   bind_motifs(m);

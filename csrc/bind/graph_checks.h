@@ -4,6 +4,8 @@
 
 #include <pybind11/pybind11.h>
 
+#include <atomic>
+#include <chrono>
 #include <thread>
 
 #include "bind/checks.h"
@@ -31,13 +33,18 @@ inline int64_t* counts_or_null(pybind11::handle obj, const char* op, const char*
   return t.ptr<int64_t>();
 }
 
-// Ctrl-C during a kernel: `requested` is its Poll, to be asked by any thread; only the one that called the kernel
-// looks, and only every 50 ms. The exception that a signal handler raised waits in Python until the kernel has
-// returned.
+// Ctrl-C during a kernel: `poll` may be asked by any of its threads. Only the one that called the kernel looks, every
+// 50 ms; the exception that a signal handler raised waits in Python until the kernel has returned.
 class Interrupt {
  public:
   Interrupt();
-  static bool requested();
+  il::Poll poll() { return {&ask, this}; }
   // Throws what the handler raised.
-  void raise() const;
+  [[noreturn]] void raise() const;
+
+ private:
+  static bool ask(void* state);
+  const std::thread::id caller_;
+  std::chrono::steady_clock::time_point next_look_;
+  std::atomic<bool> stop_{false};
 };

@@ -28,7 +28,6 @@ il::GraphBatch batch_of(const char* op, py::handle index, py::handle adjacency, 
   batch.num_graphs = offsets.numel() - 1;
   batch.ptr = offsets.ptr<int64_t>();
   batch.threads = threads;
-  batch.poll = &Interrupt::requested;
   bool ascending = batch.num_graphs >= 0 && batch.ptr[0] == 0 && batch.ptr[batch.num_graphs] == batch.graph.num_nodes;
   for (int64_t b = 0; ascending && b < batch.num_graphs; ++b) ascending = batch.ptr[b] <= batch.ptr[b + 1];
   IL_CHECK(ascending, op, "ptr", "other offsets", "ascending ones from 0 to the number of nodes");
@@ -38,7 +37,8 @@ il::GraphBatch batch_of(const char* op, py::handle index, py::handle adjacency, 
 // Runs the kernel on arguments that hold a GraphBatch.
 template <class Args>
 void run(void (*kernel)(Args&), Args& args, const char* op) {
-  const Interrupt interrupt;
+  Interrupt interrupt;
+  args.batch.poll = interrupt.poll();
   {
     py::gil_scoped_release release;
     kernel(args);

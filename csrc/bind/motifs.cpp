@@ -2,8 +2,6 @@
 // The graph of the pattern kernels, and the kernels that count fixed patterns, for _cpu.
 #include <pybind11/pybind11.h>
 
-#include <chrono>
-
 #include "bind/graph_checks.h"
 #include "core/kernels.h"
 
@@ -12,24 +10,23 @@ using il::TensorView;
 
 namespace {
 
-// Of the innermost kernel call of this thread. Threads of its own that a kernel starts see the default: not theirs.
-thread_local bool watching = false;
-thread_local std::chrono::steady_clock::time_point next_look;
+constexpr std::chrono::milliseconds kLook(50);
 
 }  // namespace
 
-Interrupt::Interrupt() {
-  watching = true;
-  next_look = std::chrono::steady_clock::now() + std::chrono::milliseconds(50);
-}
+Interrupt::Interrupt() : caller_(std::this_thread::get_id()), next_look_(std::chrono::steady_clock::now() + kLook) {}
 
-bool Interrupt::requested() {
-  if (!watching) return false;
+bool Interrupt::ask(void* state) {
+  Interrupt& self = *static_cast<Interrupt*>(state);
+  if (self.stop_.load(std::memory_order_relaxed)) return true;
+  if (std::this_thread::get_id() != self.caller_) return false;
   const auto now = std::chrono::steady_clock::now();
-  if (now < next_look) return false;
-  next_look = now + std::chrono::milliseconds(50);
+  if (now < self.next_look_) return false;
+  self.next_look_ = now + kLook;
   py::gil_scoped_acquire gil;
-  return PyErr_CheckSignals() != 0;
+  if (PyErr_CheckSignals() == 0) return false;
+  self.stop_.store(true, std::memory_order_relaxed);
+  return true;
 }
 
 void Interrupt::raise() const { throw py::error_already_set(); }
@@ -74,8 +71,8 @@ void triangles(py::handle node, py::handle edge, py::handle index, py::handle ad
   args.node = counts_or_null(node, op, "node", {args.graph.num_nodes});
   args.edge = counts_or_null(edge, op, "edge", {args.graph.num_edges});
   args.threads = threads;
-  args.poll = &Interrupt::requested;
-  const Interrupt interrupt;
+  Interrupt interrupt;
+  args.poll = interrupt.poll();
   {
     py::gil_scoped_release release;
     il::kernels().triangles(args);
@@ -94,8 +91,8 @@ void node_orbits(py::handle node, py::handle edge, py::handle index, py::handle 
   args.k = k, args.induced = induced, args.threads = threads;
   args.node = counts_or_null(node, op, "node", {args.graph.num_nodes, node_columns[k - 3]});
   args.edge = counts_or_null(edge, op, "edge", {args.graph.num_edges, edge_columns[k - 3]});
-  args.poll = &Interrupt::requested;
-  const Interrupt interrupt;
+  Interrupt interrupt;
+  args.poll = interrupt.poll();
   {
     py::gil_scoped_release release;
     il::kernels().node_orbits(args);

@@ -6,6 +6,7 @@
 #include "cpu/band_attention.h"
 #include "cpu/bellman_ford.h"
 #include "cpu/infonce.h"
+#include "cpu/match.h"
 #include "cpu/motif_grid.h"
 #include "cpu/nbfnet_layer.h"
 #include "cpu/node_orbits.h"
@@ -22,6 +23,7 @@
   X(infonce, (const InfoNce& args))                                       \
   X(infonce_backward, (const InfoNceBackward& args))                      \
   X(infonce_mean, (const InfoNceMean& args))                              \
+  X(match, (Match & args))                                                \
   X(motif_grid, (MotifGrid & args))                                       \
   X(nbfnet_layer, (const NbfnetLayer& args))                              \
   X(nbfnet_layer_backward, (const NbfnetLayerBackward& args))             \

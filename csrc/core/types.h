@@ -42,8 +42,11 @@ struct SimpleGraph {
   const int32_t* order;   // [n], node of each rank
 };
 
-// Asked now and then by long kernels: true once the caller wants them to return early.
-using Poll = bool (*)();
+// Asked now and then by the threads of a long kernel: true once the caller wants it to return early.
+struct Poll {
+  bool (*ask)(void* state);  // null: never
+  void* state;
+};
 
 // Thrown by a kernel that gets no scratch memory; MemoryError in Python.
 struct OutOfMemory {

@@ -71,7 +71,7 @@ bool stopped(GraphBatch& batch) {
   bool going;
 #pragma omp atomic read
   going = batch.finished;
-  if (going && (batch.poll == nullptr || !batch.poll())) return false;
+  if (going && (batch.poll.ask == nullptr || !batch.poll.ask(batch.poll.state))) return false;
 #pragma omp atomic write
   batch.finished = false;
   return true;

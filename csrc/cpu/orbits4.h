@@ -12,7 +12,8 @@ namespace {
 IL_INLINE int64_t pairs(int64_t x) { return x * (x - 1) / 2; }
 IL_INLINE int64_t triples(int64_t x) { return x * (x - 1) / 2 * (x - 2) / 3; }
 
-IL_INLINE int64_t quadruples(int64_t x) { return triples(x) * (x - 3) / 4; }
+// C(x, 4), without a product larger than the result: fits up to x = 122,000.
+IL_INLINE int64_t quadruples(int64_t x) { return triples(x) / 4 * (x - 3) + triples(x) % 4 * (x - 3) / 4; }
 
 // Sums by node in rank space and by edge. `edge` arrays are numbered by directed edge, but for c4_edge, which is by
 // eid; those that are not needed are null.

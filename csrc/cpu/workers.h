@@ -12,7 +12,7 @@ namespace IL_ISA {
 namespace {
 
 // Zeroed sums of one thread, added to the shared ones in `merge`. A single thread adds to the shared ones directly.
-// Integers, so the order of additions does not show. Null stays null. Null stays null.
+// Integers, so the order of additions does not show. Null stays null.
 template <class A>
 class Partial {
  public:
@@ -59,7 +59,7 @@ IL_INLINE bool share_out(int64_t count, int64_t chunk, int threads, Poll poll, c
       stop = stopped;
       if (first >= count || stop) break;
       for (int64_t i = first; i < min64(first + chunk, count); ++i) worker(i);
-      if (poll != nullptr && poll()) {
+      if (poll.ask != nullptr && poll.ask(poll.state)) {
 #pragma omp atomic write
         stopped = 1;
       }

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .ops.band_attention import band_attention
     from .ops.bellman_ford import Semiring, bellman_ford
     from .ops.infonce import ckd, infonce, ntxent, siglip, supcon
+    from .ops.match import k_cliques, match, match_batches
     from .ops.motif_grid import closeness, gather_grid, motif_grid
     from .ops.nbfnet_layer import nbfnet_layer
     from .ops.node_orbits import edge_orbits, graphlets, node_orbits
@@ -46,6 +47,9 @@ _EXPORTS = {
     "graphlets": ".ops.node_orbits",
     "infonce": ".ops.infonce",
     "infonce_distributed": ".ops._infonce_distributed",
+    "k_cliques": ".ops.match",
+    "match": ".ops.match",
+    "match_batches": ".ops.match",
     "motif_grid": ".ops.motif_grid",
     "nbfnet_layer": ".ops.nbfnet_layer",
     "node_orbits": ".ops.node_orbits",
@@ -88,6 +92,9 @@ __all__ = [
     "has_cuda_kernels",
     "infonce",
     "infonce_distributed",
+    "k_cliques",
+    "match",
+    "match_batches",
     "motif_grid",
     "nbfnet_layer",
     "nn",

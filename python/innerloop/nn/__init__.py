@@ -16,6 +16,7 @@ from .distillation_features import CRDLoss, PKTLoss, RKDLoss, SPLoss, hcl, pkt, 
 from .grad_cache import cached_contrastive_step
 from .ma_gcnn import MAGCNN, MGCNN, SubgraphAttention
 from .nbfnet import ExplainedPath, GeneralizedRelationalConv, NBFNet, pna_scalers
+from .orbit_features import AddOrbitCounts, AddSubstructureCounts
 from .poolingformer import PoolingAttention, PoolingformerLayer, SlidingWindowAttention, global_positions
 from .poolingformer_encoder import PoolingformerEncoder, load_roberta, position_copies
 from .poolingformer_heads import (
@@ -33,6 +34,8 @@ __all__ = [
     "AStarNet",
     "AStarSearch",
     "AStarSelection",
+    "AddOrbitCounts",
+    "AddSubstructureCounts",
     "CKDLoss",
     "CRDLoss",
     "ClipLoss",

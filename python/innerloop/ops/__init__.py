@@ -4,6 +4,7 @@
 from .band_attention import band_attention
 from .bellman_ford import Semiring, bellman_ford
 from .infonce import ckd, infonce, ntxent, siglip, supcon
+from .match import k_cliques, match, match_batches
 from .motif_grid import closeness, gather_grid, motif_grid
 from .nbfnet_layer import nbfnet_layer
 from .node_orbits import edge_orbits, graphlets, node_orbits
@@ -23,6 +24,9 @@ __all__ = [
     "gather_grid",
     "graphlets",
     "infonce",
+    "k_cliques",
+    "match",
+    "match_batches",
     "motif_grid",
     "nbfnet_layer",
     "node_orbits",

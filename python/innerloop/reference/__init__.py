@@ -4,6 +4,7 @@
 from innerloop.reference.band_attention import band_attention
 from innerloop.reference.bellman_ford import bellman_ford
 from innerloop.reference.infonce import ckd, infonce, ntxent, siglip, supcon
+from innerloop.reference.match import match
 from innerloop.reference.motif_grid import closeness, motif_grid
 from innerloop.reference.nbfnet_layer import nbfnet_layer
 from innerloop.reference.node_orbits import edge_orbits, graphlets, node_orbits
@@ -21,6 +22,7 @@ __all__ = [
     "edge_orbits",
     "graphlets",
     "infonce",
+    "match",
     "motif_grid",
     "nbfnet_layer",
     "node_orbits",
