@@ -66,11 +66,11 @@ def test_no_placeholder_is_left(page):
 def test_shown_options_exist():
     pytest.importorskip("pytorch_lightning")
     lines = [line for page in PAGES for code in blocks(page, "bash") for line in code.splitlines()]
-    pattern = r"innerloop ((?:nbfnet|ultra|poolingformer|ckd) .*)"
+    pattern = r"innerloop ((?:nbfnet|ultra|poolingformer|ckd|ma-gcnn) .*)"
     uses = [shlex.split(found[1], comments=True) for line in lines if (found := re.search(pattern, line))]
-    assert {recipe for recipe, *_ in uses} == {"nbfnet", "ultra", "poolingformer", "ckd"}
+    assert {recipe for recipe, *_ in uses} == {"nbfnet", "ultra", "poolingformer", "ckd", "ma-gcnn"}
     for recipe, command, *words in uses:
-        function = getattr(importlib.import_module(f"innerloop.recipes.{recipe}"), command)
+        function = getattr(importlib.import_module(f"innerloop.recipes.{recipe.replace('-', '_')}"), command)
         known = inspect.signature(function).parameters
         for word in words:
             assert not word.startswith("--") or word[2:].replace("-", "_") in known, f"{command} {word}"
