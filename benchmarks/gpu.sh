@@ -98,7 +98,7 @@ done
 if [[ $DRY_RUN == 1 ]] || "$PYTHON" -c 'import cupy' > /dev/null 2>&1; then
   # The same device code, compiled at first use.
   step nvrtc 120 env INNERLOOP_GPU=cuda INNERLOOP_NVRTC=1 "$PYTHON" -m pytest -p no:cacheprovider -q --device cuda \
-    tests/ops/test_relational_spmm.py
+    tests/ops/test_relational_spmm.py tests/ops/test_motif_gpu.py
 else
   skip nvrtc "no CuPy"
 fi
@@ -109,9 +109,14 @@ if [[ $DRY_RUN == 1 ]] || { command -v compute-sanitizer > /dev/null \
   # allowed inside a capture then.
   step sanitizer 180 env INNERLOOP_GPU=cuda PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
     compute-sanitizer --tool memcheck --error-exitcode 3 \
-    "$PYTHON" -m pytest -p no:cacheprovider -q -m gpu --timeout=0 -k "not cuda_graph" tests/ops
+    "$PYTHON" -m pytest -p no:cacheprovider -q -m gpu --timeout=0 -k "not cuda_graph and not rmat14 and not memory" tests/ops
+  # Barriers around shared memory: the stacks of the matcher, and how blocks share out their work.
+  step racecheck 120 env INNERLOOP_GPU=cuda compute-sanitizer --tool racecheck --error-exitcode 3 \
+    "$PYTHON" -m pytest -p no:cacheprovider -q -m gpu --timeout=0 -k "rmat10 or test_match or small_scratch" \
+    tests/ops/test_motif_gpu.py
 else
   skip sanitizer "no compute-sanitizer, or no CUDA kernels"
+  skip racecheck "no compute-sanitizer, or no CUDA kernels"
 fi
 
 # The ${…+…} form: an empty array is "unbound" for older versions of bash.

@@ -162,6 +162,8 @@ def path_taken(op: str, device: str) -> str:
     if device == "cpu":
         return f"CPU kernel ({innerloop.cpu_isa()})"
     chosen = gpu_kernels()
+    if op in ("triangles", "node_orbits", "match"):
+        return "CUDA kernel" if chosen == "cuda" else f"CPU kernel ({innerloop.cpu_isa()}) and a copy"
     if op != "relational_spmm" and not (op in ("band_attention", "infonce") and chosen == "triton"):
         chosen = None
     return {"cuda": "CUDA kernel", "triton": "Triton kernel"}.get(chosen, "plain definition in torch")

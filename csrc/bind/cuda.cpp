@@ -10,9 +10,30 @@
 #include <string_view>
 
 #include "cuda/device_info.h"
+#include "cuda/match.h"
+#include "cuda/node_orbits.h"
 #include "cuda/relational_spmm.h"
+#include "cuda/triangles.h"
 
 namespace py = pybind11;
+
+namespace {
+
+// One of the kernels of <file>.cuh. Private: pointers are not checked here but by ops/_motif_gpu.py.
+void motif(std::string_view file, int kernel, unsigned blocks, const py::bytes& args, int device,
+           std::uintptr_t stream) {
+  const auto launch = file == "triangles"     ? &il::launch_triangles
+                      : file == "node_orbits" ? &il::launch_node_orbits
+                      : file == "match"       ? &il::launch_match
+                                              : nullptr;
+  if (launch == nullptr) throw std::invalid_argument("no kernels of " + std::string(file));
+  const std::string_view packed = args;
+  const il::MotifLaunch options{kernel, blocks, device, reinterpret_cast<void*>(stream)};
+  if (const char* error = launch(options, packed.data(), packed.size()))
+    throw std::runtime_error(std::string(file) + ": " + error);
+}
+
+}  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "innerloop CUDA kernels";
@@ -32,5 +53,6 @@ PYBIND11_MODULE(_cuda, m) {
     if (const char* error = il::launch_relational_spmm(launch, packed.data(), packed.size()))
       throw std::runtime_error(std::string("relational_spmm: ") + error);
   });
+  m.def("motif", &motif);
   m.attr("architectures") = IL_CUDA_ARCHITECTURES;
 }

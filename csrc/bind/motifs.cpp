@@ -34,12 +34,12 @@ void Interrupt::raise() const { throw py::error_already_set(); }
 namespace {
 
 int64_t build_simple_graph(py::handle index, py::handle adjacency, py::handle ends, py::handle source,
-                           py::handle destination, int64_t num_nodes) {
+                           py::handle destination, py::handle ptr, int64_t num_nodes) {
   const char* op = "Graph";
   const TensorView i = il::cpu_view(index, op, "index"), a = il::cpu_view(adjacency, op, "adjacency"),
                    k = il::cpu_view(ends, op, "ends"), s = il::cpu_view(source, op, "source"),
-                   d = il::cpu_view(destination, op, "destination");
-  for (const auto& [view, name] : {std::pair{&i, "index"}, {&s, "source"}, {&d, "destination"}}) {
+                   d = il::cpu_view(destination, op, "destination"), b = il::cpu_view(ptr, op, "ptr");
+  for (const auto& [view, name] : {std::pair{&i, "index"}, {&s, "source"}, {&d, "destination"}, {&b, "ptr"}}) {
     il::check_dtype(*view, il::DType::kInt64, op, name, "int64");
   }
   il::check_dtype(a, il::DType::kInt32, op, "adjacency", "int32");
@@ -50,6 +50,12 @@ int64_t build_simple_graph(py::handle index, py::handle adjacency, py::handle en
   check_shape(k, {pairs, 2}, op, "ends");
   check_shape(i, {il::kSimpleHeader + 2 * num_nodes + 1}, op, "index");
   check_shape(a, {4 * pairs + num_nodes}, op, "adjacency");
+  il::check_rank(b, 1, op, "ptr");
+  const int64_t graphs = b.shape[0] - 1;
+  const int64_t* starts = b.ptr<int64_t>();
+  bool ascending = graphs >= 0 && starts[0] == 0 && starts[graphs] == num_nodes;
+  for (int64_t g = 0; ascending && g < graphs; ++g) ascending = starts[g] <= starts[g + 1];
+  IL_CHECK(ascending, op, "ptr", "other offsets", "ascending ones from 0 to " + std::to_string(num_nodes));
   for (const TensorView* ids : {&s, &d}) {
     const int64_t* id = ids->ptr<int64_t>();
     for (int64_t e = 0; e < pairs; ++e) {
@@ -57,7 +63,7 @@ int64_t build_simple_graph(py::handle index, py::handle adjacency, py::handle en
                "a node in [0, " + std::to_string(num_nodes) + ")");
     }
   }
-  const il::SimpleGraphBuild args{s.ptr<int64_t>(), d.ptr<int64_t>(), pairs,           num_nodes,
+  const il::SimpleGraphBuild args{s.ptr<int64_t>(), d.ptr<int64_t>(), pairs,           num_nodes, starts, graphs,
                                   i.ptr<int64_t>(), a.ptr<int32_t>(), k.ptr<int32_t>()};
   py::gil_scoped_release release;
   return il::build_simple_graph(args);

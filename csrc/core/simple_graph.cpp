@@ -44,13 +44,18 @@ std::vector<int64_t> first_appearances(const SimpleGraphBuild& a) {
   return kept;
 }
 
-// Fills `order` with the nodes in ascending order of (degree, id).
-void order_by_degree(const std::vector<int32_t>& degree, int32_t* order) {
-  const int32_t top = degree.empty() ? 0 : *std::max_element(degree.begin(), degree.end());
-  std::vector<int32_t> next(top + 2, 0);
-  for (int32_t d : degree) ++next[d + 1];
-  for (int32_t d = 0; d <= top; ++d) next[d + 1] += next[d];
-  for (size_t v = 0; v < degree.size(); ++v) order[next[degree[v]]++] = static_cast<int32_t>(v);
+// Fills `order` with the nodes in ascending order of (graph, degree, id).
+void order_by_degree(const std::vector<int32_t>& degree, const int64_t* ptr, int64_t num_graphs, int32_t* order) {
+  std::vector<int32_t> next;
+  for (int64_t b = 0; b < num_graphs; ++b) {
+    if (ptr[b] == ptr[b + 1]) continue;
+    const auto first = degree.begin() + ptr[b], last = degree.begin() + ptr[b + 1];
+    const int32_t top = *std::max_element(first, last);
+    next.assign(top + 2, 0);
+    for (auto d = first; d < last; ++d) ++next[*d + 1];
+    for (int32_t d = 0; d <= top; ++d) next[d + 1] += next[d];
+    for (int64_t v = ptr[b]; v < ptr[b + 1]; ++v) order[ptr[b] + next[degree[v]]++] = static_cast<int32_t>(v);
+  }
 }
 
 }  // namespace
@@ -82,7 +87,7 @@ int64_t build_simple_graph(const SimpleGraphBuild& a) {
   int64_t* split = rowptr + n + 1;
   int32_t *col = a.adjacency, *eid = col + 2 * m, *order = eid + 2 * m;
   a.index[0] = n, a.index[1] = m;
-  order_by_degree(degree, order);
+  order_by_degree(degree, a.ptr, a.num_graphs, order);
 
   // Rows in any order first; then each rank appends itself to its neighbours' rows, which sorts all of them.
   std::vector<int32_t> rank(n);

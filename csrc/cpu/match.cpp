@@ -75,7 +75,9 @@ class Searcher {
 
  private:
   static int64_t widest(const SimpleGraph& g) {
-    return g.num_nodes == 0 ? 0 : g.rowptr[g.num_nodes] - g.rowptr[g.num_nodes - 1];  // the highest rank's degree
+    int64_t degree = 0;
+    for (int64_t v = 0; v < g.num_nodes; ++v) degree = max64(degree, g.rowptr[v + 1] - g.rowptr[v]);
+    return degree;
   }
 
   Sorted row(int64_t v) const { return {g_.col + g_.rowptr[v], g_.col + g_.rowptr[v + 1]}; }

@@ -45,8 +45,9 @@ void three_nodes(const Counts& c, const NodeSums* sums, NodeOrbits& args) {
 
 bool count_cycles(const Counts& c, int threads, Poll poll) {
   const int64_t n = c.graph.g.num_nodes;
-  // The highest rank has the highest degree; small counters stay in the first cache.
-  if (n == 0 || c.graph.degree(n - 1) < 65536) {
+  int64_t largest = 0;
+  for (int64_t v = 0; v < n; ++v) largest = max64(largest, c.graph.degree(v));
+  if (largest < 65536) {  // small counters stay in the first cache
     return share_out<CycleWorker<uint16_t>>(n, kChunk, threads, poll, c);
   }
   return share_out<CycleWorker<uint32_t>>(n, kChunk, threads, poll, c);

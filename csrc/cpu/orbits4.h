@@ -201,9 +201,10 @@ class CycleWorker {
     if (count < 2) return;
     Count* between = between_.get();
     int32_t* below = below_.get();  // neighbours of the i-th u that are below v
-    int64_t walked = 0;
+    int64_t walked = 0, lowest = v;
     for (int64_t i = 0; i < count; ++i) {
       const int64_t u = g.col[first + i];
+      lowest = min64(lowest, g.col[g.rowptr[u]]);
       if (i + kAhead < count) __builtin_prefetch(g.col + g.rowptr[g.col[first + i + kAhead]]);
       below[i] = count_below(g.col + g.rowptr[u], g.col + g.rowptr[u + 1], int32_t(v), between);
       walked += below[i];
@@ -217,9 +218,9 @@ class CycleWorker {
       if (c4_edge_.sums != nullptr) by_edge(g.rowptr[u], below[i], cycles);
     }
     c4_[v] += at_v / 2;
-    if (v < 8 * walked) {
-      for (int64_t w = 0; w < v; ++w) c4_[w] += pairs(between[w]);
-      fill(between, v, Count(0));
+    if (v - lowest < 8 * walked) {
+      for (int64_t w = lowest; w < v; ++w) c4_[w] += pairs(between[w]);
+      fill(between + lowest, v - lowest, Count(0));
       return;
     }
     for (int64_t i = 0; i < count; ++i) {

@@ -18,6 +18,8 @@ from . import __version__, system
 
 __all__ = ["main", "report"]
 
+# Exact counts: without a kernel they come from the CPU.
+_COUNTED = ("triangles", "node_orbits", "edge_orbits", "match")
 _OPTIONAL = ("triton", "cupy", "numba")
 # CuPy's distributions carry the CUDA version in their name.
 _DISTRIBUTIONS = {"cupy": ("cupy", "cupy-cuda13x", "cupy-cuda12x", "cupy-cuda11x")}
@@ -107,7 +109,9 @@ def _cuda_path(name: str) -> str:
     if not _registered(name, "CUDA"):
         return "plain torch definition: no CUDA kernel yet; it forms what a kernel avoids, not yet measured on a GPU"
     wanted = system.gpu_kernels()
-    if wanted == "cuda" and name != "relational_spmm":
+    if name in _COUNTED and wanted != "cuda":
+        return "counted on the CPU and copied; INNERLOOP_GPU=cuda takes kernels which no GPU has run yet"
+    if wanted == "cuda" and name not in ("relational_spmm", *_COUNTED):
         return "plain torch definition; its GPU kernels are Triton's, taken with INNERLOOP_GPU=triton"
     if wanted is None:
         return "plain torch definition; INNERLOOP_GPU=cuda or triton takes kernels which no GPU has run yet"

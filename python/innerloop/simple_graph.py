@@ -19,8 +19,8 @@ _HEADER = 2  # `index` starts with n and m
 class Graph:
     """An undirected simple graph, or the disjoint union of a batch of them.
 
-    Building it takes linear time: loops go, parallel and reverse edges become one, nodes are ranked by (degree, id),
-    the order in which the kernels direct every edge.
+    Building it takes linear time: loops go, parallel and reverse edges become one, nodes are ranked by (graph of the
+    batch, degree, id), the order in which the kernels direct every edge.
 
     Args:
         edge_index: integer (2, E); each undirected edge in one direction or in both, in any order.
@@ -61,7 +61,7 @@ class Graph:
         ends = torch.empty(pairs, 2, dtype=torch.int32)
         from . import _cpu
 
-        m = _cpu.build_simple_graph(self.index, adjacency, ends, source, destination, self.num_nodes)
+        m = _cpu.build_simple_graph(self.index, adjacency, ends, source, destination, self.ptr, self.num_nodes)
         self.num_edges = m
         adjacency, ends = adjacency[: 4 * m + self.num_nodes], ends[:m]
         self.adjacency, self._ends = (adjacency, ends) if m == pairs else (adjacency.clone(), ends.clone())
@@ -84,7 +84,8 @@ class Graph:
     @cached_property
     def batch(self) -> Tensor:
         """int64 (n,): the graph of each node."""
-        return torch.repeat_interleave(torch.arange(self.num_graphs), self.ptr.diff(), output_size=self.num_nodes)
+        graphs = torch.arange(self.num_graphs, device=self.ptr.device)
+        return torch.repeat_interleave(graphs, self.ptr.diff(), output_size=self.num_nodes)
 
     @cached_property
     def edges(self) -> Tensor:
@@ -98,17 +99,29 @@ class Graph:
 
     @cached_property
     def rank(self) -> Tensor:
-        """int64 (n,): position of each node in ascending order of (degree, id)."""
-        rank = torch.empty(self.num_nodes, dtype=torch.int64)
-        rank[self.order.long()] = torch.arange(self.num_nodes)
+        """int64 (n,): position of each node in ascending order of (graph, degree, id)."""
+        rank = torch.empty_like(self.order, dtype=torch.int64)
+        rank[self.order.long()] = torch.arange(self.num_nodes, device=rank.device)
         return rank
 
     @cached_property
     def degree(self) -> Tensor:
         """int64 (n,): neighbours of each node."""
-        degree = torch.empty(self.num_nodes, dtype=torch.int64)
+        degree = torch.empty_like(self.order, dtype=torch.int64)
         degree[self.order.long()] = self.index[_HEADER : _HEADER + self.num_nodes + 1].diff()
         return degree
+
+    @property
+    def device(self) -> torch.device:
+        return self.index.device
+
+    def to(self, device: torch.device | str) -> Graph:
+        """The same graph with its tensors on `device`; triangles, clustering and orbits are then counted there."""
+        moved = object.__new__(type(self))
+        moved.num_nodes, moved.num_edges = self.num_nodes, self.num_edges
+        for name in ("index", "adjacency", "ptr", "_ends"):
+            setattr(moved, name, getattr(self, name).to(device))
+        return moved
 
     @classmethod
     def batch_of(cls, graphs: Sequence[Any]) -> Graph:

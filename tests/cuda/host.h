@@ -14,7 +14,7 @@ namespace il {
 struct Dim {
   unsigned x, y, z;
 };
-inline Dim threadIdx, blockIdx, blockDim, gridDim;
+inline thread_local Dim threadIdx, blockIdx, blockDim, gridDim;
 
 inline int atomicMin(int* at, int value) {
   const int before = *at;

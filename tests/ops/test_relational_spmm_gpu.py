@@ -2,21 +2,18 @@
 """The GPU kernels of relational_spmm without a GPU: CUDA compiled as C++ (tests/cuda), Triton in its interpreter."""
 
 import ctypes
-import ctypes.util
 import functools
 import gc
 import itertools
-import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from cases import PAIRS, even, gradients, make_case, run_python
-from gpu_ops import op
+from gpu_ops import compile_with_nvrtc, op
 from innerloop import system
 from innerloop.ops import _relational_spmm_cuda as cuda
 from innerloop.ops import _relational_spmm_gpu as gpu
@@ -189,33 +186,11 @@ def test_half_types_with_a_large_mean(cuda_kernels):
     assert error < 1e-2
 
 
-def nvrtc() -> ctypes.CDLL:
-    """The toolkit's compiler library, that of the wheel nvidia-cuda-nvrtc, or INNERLOOP_LIBNVRTC; it needs no GPU."""
-    found = [os.environ.get("INNERLOOP_LIBNVRTC", ""), ctypes.util.find_library("nvrtc") or ""]
-    found += [str(p) for s in sys.path for p in Path(s).glob("nvidia/*/lib/libnvrtc.so.1[0-9]")]
-    found += [str(p) for p in Path("/usr/local").glob("cuda*/lib64/libnvrtc.so.1[0-9]")]
-    for name in filter(None, found):
-        for builtins in Path(name).parent.glob("libnvrtc-builtins.so.*.*"):
-            ctypes.CDLL(str(builtins), ctypes.RTLD_GLOBAL)
-        return ctypes.CDLL(name)
-    return pytest.skip("no libnvrtc")
-
-
 def test_nvrtc_compiles_every_kernel():
     """What CuPy will do at first use: the text alone, each instantiation by its name."""
-    library, program = nvrtc(), ctypes.c_void_p()
-    text = (ROOT / "csrc" / "cuda" / "relational_spmm.cuh").read_bytes()
+    text = (ROOT / "csrc" / "cuda" / "relational_spmm.cuh").read_text()
     names = {cuda._expression(*code) for code in itertools.product(range(6), range(4), range(4), (False, True))}
-    assert library.nvrtcCreateProgram(ctypes.byref(program), text, b"relational_spmm.cuh", 0, None, None) == 0
-    for name in names:
-        assert library.nvrtcAddNameExpression(program, name.encode()) == 0
-    options = [b"-std=c++17", b"--fmad=false", b"--gpu-architecture=sm_90"]
-    status = library.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
-    size = ctypes.c_size_t()
-    library.nvrtcGetProgramLogSize(program, ctypes.byref(size))
-    log = ctypes.create_string_buffer(size.value)
-    library.nvrtcGetProgramLog(program, log)
-    assert status == 0, log.value.decode()[:2000]
+    compile_with_nvrtc(text, names, "-std=c++17", "--fmad=false")
 
 
 def test_python_packs_the_members_of_the_struct():

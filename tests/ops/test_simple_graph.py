@@ -19,15 +19,15 @@ def random_edges(n: int, count: int) -> Tensor:
     return torch.randint(0, n, (2, count))
 
 
-def plain(edge_index: Tensor, n: int) -> dict[str, list]:
-    """Every attribute in obvious Python."""
+def plain(edge_index: Tensor, n: int, starts: tuple[int, ...]) -> dict[str, list]:
+    """Every attribute in obvious Python; graphs of the batch begin at `starts`."""
     edges = []
     for edge in edge_index.T.tolist():
         if edge[0] != edge[1] and set(edge) not in map(set, edges):
             edges.append(edge)
     number = {frozenset(e): i for i, e in enumerate(edges)}
     degree = [sum(v in e for e in edges) for v in range(n)]
-    order = sorted(range(n), key=lambda v: (degree[v], v))
+    order = sorted(range(n), key=lambda v: (sum(v >= start for start in starts), degree[v], v))
     rank = [order.index(v) for v in range(n)]
     rowptr, split, col, eid = [0], [], [], []
     for v in order:
@@ -46,8 +46,8 @@ def plain(edge_index: Tensor, n: int) -> dict[str, list]:
     }
 
 
-def assert_layout(graph: Graph, edge_index: Tensor, n: int) -> None:
-    for name, expected in plain(edge_index, n).items():
+def assert_layout(graph: Graph, edge_index: Tensor, n: int, starts: tuple[int, ...] = (0,)) -> None:
+    for name, expected in plain(edge_index, n, starts).items():
         assert getattr(graph, name).flatten().tolist() == torch.tensor(expected).flatten().tolist(), name
     assert (graph.num_nodes, graph.num_edges) == (n, len(graph.edges))
     assert graph.edges.shape == (graph.num_edges, 2)
@@ -130,7 +130,7 @@ def test_batch_of():
     batch = Graph.batch_of(graphs)
     starts = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
     union = torch.cat([e + start for e, start in zip(parts, starts, strict=False)], 1)
-    assert_layout(batch, union, 15)
+    assert_layout(batch, union, 15, tuple(starts))
     assert batch.num_graphs == 6
     assert batch.ptr.tolist() == starts
     assert batch.batch.tolist() == [i for i, n in enumerate(sizes) for _ in range(n)]

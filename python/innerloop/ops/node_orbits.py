@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import _cpu
 from ..simple_graph import Graph
+from ._motif_gpu import count
 from ._registry import define
 from .triangles import num_edges, num_nodes, sum_by_graph
 
@@ -74,7 +75,7 @@ def graphlets(graph: Any, k: int = 4, *, induced: bool = True) -> Tensor:
     graph = Graph.of(graph)
     totals = sum_by_graph(_node_orbits(graph.index, graph.adjacency, k, induced), graph)
     orbit, size = torch.tensor(_ORBIT_OF_GRAPHLET[: _GRAPHLETS[k]]).t()
-    return totals[:, orbit] // size
+    return totals[:, orbit] // size.to(totals.device)
 
 
 def _check_k(op: str, k: int) -> None:
@@ -93,6 +94,11 @@ def _(index, adjacency, k, induced):
     return out
 
 
+@_node_orbits.cuda
+def _(index, adjacency, k, induced):
+    return count(_node_orbits, "node_orbits", index, adjacency, k, induced)
+
+
 @_node_orbits.fake
 def _(index, adjacency, k, induced):
     return index.new_empty(num_nodes(index), _NODE_ORBITS[k])
@@ -103,6 +109,11 @@ def _(index, adjacency, k, induced):
     out = torch.empty(int(index[1]), _EDGE_ORBITS[k], dtype=torch.int64)
     _cpu.node_orbits(None, out, index, adjacency, k, induced, torch.get_num_threads())
     return out
+
+
+@_edge_orbits.cuda
+def _(index, adjacency, k, induced):
+    return count(_edge_orbits, "edge_orbits", index, adjacency, k, induced)
 
 
 @_edge_orbits.fake

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import _cpu
 from ..simple_graph import Graph
+from ._motif_gpu import count
 from ._registry import define
 
 __all__ = ["clustering", "transitivity", "triangles"]
@@ -76,6 +77,11 @@ def _(index, adjacency, by_edge):
     node, edge = (None, out) if by_edge else (out, None)
     _cpu.triangles(node, edge, index, adjacency, torch.get_num_threads())
     return out
+
+
+@_triangles.cuda
+def _(index, adjacency, by_edge):
+    return count(_triangles, "triangles", index, adjacency, by_edge)
 
 
 @_triangles.fake

@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0
+// Launches the kernels of match.cuh; what they take is packed by python/innerloop/ops/_motif_gpu.py.
+#pragma once
+#include <cstddef>
+
+#include "cuda/launch_options.h"
+
+namespace il {
+
+// `args` is a MatchArgs of `size` bytes. Returns null, or what went wrong.
+const char* launch_match(const MotifLaunch& launch, const void* args, std::size_t size);
+
+}  // namespace il

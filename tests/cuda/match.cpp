@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0
+// The kernels of csrc/cuda/match.cuh as a shared library for the CPU, launched like the CUDA module.
+#include "fibers.h"
+//
+#include "cuda/match.cuh"
+
+extern "C" int launch(int kernel, unsigned blocks, const void* args, std::size_t size) {
+  return il::launch_on_host(il::kMatchKernels, il::THREADS, kernel, blocks, args, size);
+}
