@@ -52,50 +52,121 @@ class Oriented {
 
 constexpr int64_t kAhead = 4;  // rows lie anywhere: ask for one a few rows early
 
-// An edge between two out-neighbours of a node: its end's index among them and its own number.
+// An edge between two out-neighbours of a node: its place among the out-edges of the one, the other's index among the
+// neighbours. An out-degree is below sqrt(2m) < 2^16.
 struct Hit {
-  uint64_t bits;
+  uint32_t bits;
   int64_t member() const { return int64_t(bits & 0xffff) - 1; }
-  int64_t number() const { return int64_t(bits >> 16); }
+  int64_t place() const { return int64_t(bits >> 16); }
 };
 
-// The edges between the out-neighbours of v, for one v after the other. An out-degree is below sqrt(2m) < 2^16.
+// The edges between the out-neighbours of each node, kept by a first pass for a second one. Threads write to blocks of
+// their own; at most kMost bytes are kept.
+class HitStore {
+ public:
+  explicit HitStore(int64_t num_nodes) : kept_(num_nodes) {
+    fill(kept_.get(), num_nodes, static_cast<int64_t*>(nullptr));
+  }
+  ~HitStore() {
+    while (blocks_ != nullptr) {
+      Block* next = blocks_->next;
+      std::free(blocks_);
+      blocks_ = next;
+    }
+  }
+  // The rows of v, then its hits; null where they were not kept.
+  const int64_t* find(int64_t v) const { return kept_.data()[v]; }
+
+  class Writer {
+   public:
+    explicit Writer(HitStore* store) : store_(store) {}
+    void keep(int64_t v, const int64_t* row, int64_t size, const Hit* hit) {
+      const int64_t words = size + 1 + (row[size] + 1) / 2;
+      if (words > left_ && !grow(words)) return;
+      store_->kept_.get()[v] = free_;
+      std::memcpy(free_, row, (size + 1) * sizeof(int64_t));
+      std::memcpy(free_ + size + 1, hit, row[size] * sizeof(Hit));
+      free_ += words, left_ -= words;
+    }
+
+   private:
+    bool grow(int64_t words) {
+      const int64_t count = max64(words, kBlockWords);
+      bool room = false;
+#pragma omp critical(il_hits)
+      if (store_->words_ + count <= kMost / 8) {
+        Block* block = static_cast<Block*>(std::malloc(sizeof(Block) + count * sizeof(int64_t)));
+        if (block != nullptr) {
+          block->next = store_->blocks_, store_->blocks_ = block, store_->words_ += count;
+          free_ = reinterpret_cast<int64_t*>(block + 1), left_ = count;
+          room = true;
+        }
+      }
+      return room;
+    }
+
+    HitStore* store_;
+    int64_t* free_ = nullptr;
+    int64_t left_ = 0;
+  };
+
+ private:
+  struct Block {
+    Block* next;
+  };
+  static constexpr int64_t kMost = int64_t(256) << 20, kBlockWords = 1 << 15;
+
+  Scratch<int64_t*> kept_;
+  Block* blocks_ = nullptr;
+  int64_t words_ = 0;
+};
+
+// The edges between the out-neighbours of v, for one v after the other.
 class Neighbourhood {
  public:
   explicit Neighbourhood(const Oriented& graph)
       : o(graph), marks_(graph.g.num_nodes), rows_(graph.max_out + 1), hits_(graph.max_hits + 1) {
-    row = rows_.get(), hit = hits_.get();
     std::memset(marks_.get(), 0, graph.g.num_nodes * sizeof(uint16_t));
   }
 
   // The edges out of the i-th out-neighbour are hit[row[i]] to hit[row[i + 1]].
   IL_NOINLINE void load(int64_t v) {
     uint16_t* marks = marks_.get();
+    int64_t* rows = rows_.get();
     nodes = o.out(v), size = o.outdegree(v);
+    row = rows, hit = hits_.get();
     for (int64_t i = 0; i < size; ++i) marks[nodes[i]] = uint16_t(i + 1);
-    int64_t hits = 0;
+    Hit* end = hits_.get();
     for (int64_t i = 0; i < size; ++i) {
-      row[i] = hits;
+      rows[i] = end - hit;
       if (i + kAhead < size) __builtin_prefetch(o.out(nodes[i + kAhead]));
-      hits = filter(o.rows[nodes[i]], marks, hit + hits) - hit;
+      end = filter(o.rows[nodes[i]], marks, end);
     }
-    row[size] = hits;
+    rows[size] = end - hit;
     for (int64_t i = 0; i < size; ++i) marks[nodes[i]] = 0;
+  }
+
+  // The same from a store, where it is there.
+  void load(int64_t v, const HitStore& store) {
+    const int64_t* kept = store.find(v);
+    if (kept == nullptr) return load(v);
+    nodes = o.out(v), size = o.outdegree(v);
+    row = kept, hit = reinterpret_cast<const Hit*>(kept + size + 1);
   }
 
   const Oriented& o;
   const int32_t* nodes = nullptr;
   int64_t size = 0;
-  int64_t* row;
-  Hit* hit;
+  const int64_t* row = nullptr;
+  const Hit* hit = nullptr;
 
  private:
   // Without a branch: what is no member is overwritten by the next hit.
   static IL_NOINLINE Hit* filter(const Oriented::Row& u, const uint16_t* marks, Hit* hit) {
     const int32_t *end = u.ends, *last = u.ends + u.count;
-    for (uint64_t number = uint64_t(u.start) << 16; end < last; ++end, number += 1 << 16) {
-      const uint64_t mark = marks[*end];
-      hit->bits = number | mark;
+    for (uint32_t place = 0; end < last; ++end, place += 1 << 16) {
+      const uint32_t mark = marks[*end];
+      hit->bits = place | mark;
       hit += mark != 0;
     }
     return hit;
@@ -121,9 +192,10 @@ class TriangleWorker {
     int32_t* mine = edge_.sums + o_.start(v);
     for (int64_t i = 0; i < near_.size; ++i) {
       mine[i] += int32_t(near_.row[i + 1] - near_.row[i]);
+      int32_t* theirs = edge_.sums + o_.start(near_.nodes[i]);
       for (int64_t h = near_.row[i]; h < near_.row[i + 1]; ++h) {
         ++mine[near_.hit[h].member()];
-        ++edge_[near_.hit[h].number()];
+        ++theirs[near_.hit[h].place()];
       }
     }
   }

@@ -3,9 +3,10 @@
 // Nothing larger than a triangle is listed for k = 4: 4-cliques are population counts of bit rows, 4-cycles come from
 // paths below their highest node, and the rest follows by linear equations (orbits4.h). k = 5 is in orbits5.h.
 //
-// Work for k = 4: twice W = Σ over directed edges v -> u of outdeg(u) (6 bytes read each), a population count per
-// triangle and 64 out-neighbours, and three times the Σ of paths below the highest node (6 bytes each).
-// Each thread keeps its own sums: 4 m + 24 n bytes, and 32 m more for edges.
+// Work for k = 4: W = Σ over directed edges v -> u of outdeg(u) (6 bytes read each; 4 bytes kept for each triangle, up
+// to 256 MiB, beyond which W is walked again), a population count per triangle and 64 out-neighbours, and three times
+// the Σ of paths below the highest node (6 bytes each). Each thread keeps its own sums: 4 m + 24 n bytes, and 32 m more
+// for edges.
 #include "cpu/node_orbits.h"
 
 #include "cpu/orbits4.h"
@@ -177,7 +178,9 @@ void node_orbits(NodeOrbits& args) {
   Scratch<NodeSums> sums(n);
   int64_t *node = by_node.get(), *edge = edges ? by_edge.get() : nullptr;
   const auto column = [&](int64_t i) { return edges ? edge + i * m : nullptr; };
-  const Counts c{oriented, triangles.get(), node, node + n, node + 2 * n, column(0), column(1), column(2), column(3)};
+  HitStore hits(four ? n : 0);
+  const Counts c{oriented,     hits,      triangles.get(), node,      node + n,
+                 node + 2 * n, column(0), column(1),       column(2), column(3)};
   args.finished = false;
   if (!four) {
     const TriangleSums only{oriented, c.t};

@@ -19,6 +19,7 @@ IL_INLINE int64_t quadruples(int64_t x) { return triples(x) / 4 * (x - 3) + trip
 // eid; those that are not needed are null.
 struct Counts {
   const Oriented& graph;
+  HitStore& hits;
   int32_t* t;         // [m] triangles on the edge
   int64_t* k4;        // [n] 4-cliques
   int64_t* c4;        // [n] 4-cycles, chords allowed
@@ -36,6 +37,7 @@ class CliqueWorker {
   CliqueWorker(const Counts& c, bool alone)
       : o_(c.graph),
         near_(c.graph),
+        keep_(&c.hits),
         t_(c.t, c.graph.g.num_edges, alone),
         k4_(c.k4, c.graph.g.num_nodes, alone),
         k4_edge_(c.k4_edge, c.graph.g.num_edges, alone),
@@ -45,17 +47,19 @@ class CliqueWorker {
   void operator()(int64_t v) {
     if (o_.outdegree(v) < 2) return;
     near_.load(v);
+    keep_.keep(v, near_.row, near_.size, near_.hit);
     if (near_.row[near_.size] == 0) return;
     const int64_t width = words(near_.size);
     uint64_t* bits = bits_.get();
     std::memset(bits, 0, near_.size * width * sizeof(uint64_t));
     int32_t* mine = t_.sums + o_.start(v);
     for (int64_t i = 0; i < near_.size; ++i) {
+      int32_t* theirs = t_.sums + o_.start(near_.nodes[i]);
       mine[i] += int32_t(near_.row[i + 1] - near_.row[i]);
       for (int64_t h = near_.row[i]; h < near_.row[i + 1]; ++h) {
         const int64_t j = near_.hit[h].member();
         ++mine[j];
-        ++t_[near_.hit[h].number()];
+        ++theirs[near_.hit[h].place()];
         bits[i * width + j / 64] |= uint64_t(1) << (j % 64);
         bits[j * width + i / 64] |= uint64_t(1) << (i % 64);
       }
@@ -87,6 +91,7 @@ class CliqueWorker {
     const bool by_edge = k4_edge_.sums != nullptr;
     for (int64_t i = 0; i < near_.size; ++i) {
       const uint64_t* a = bits + i * w;
+      const int64_t first_i = o_.start(near_.nodes[i]);
       int64_t at_i = 0;
       for (int64_t h = near_.row[i]; h < near_.row[i + 1]; ++h) {
         const int64_t j = near_.hit[h].member();
@@ -95,7 +100,7 @@ class CliqueWorker {
         for (int64_t x = 0; x < w; ++x) both += __builtin_popcountll(a[x] & b[x]);
         at_i += both;
         twice[j] += both;
-        if (by_edge) k4_edge_[near_.hit[h].number()] += both;
+        if (by_edge) k4_edge_[first_i + near_.hit[h].place()] += both;
       }
       twice[i] += at_i;
       total += at_i;
@@ -109,6 +114,7 @@ class CliqueWorker {
 
   const Oriented& o_;
   Neighbourhood near_;
+  HitStore::Writer keep_;
   Partial<int32_t> t_;
   Partial<int64_t> k4_, k4_edge_;
   Scratch<uint64_t> bits_;
@@ -129,17 +135,18 @@ class FanWorker {
 
   void operator()(int64_t v) {
     if (o_.outdegree(v) < 2) return;
-    near_.load(v);
+    near_.load(v, c_.hits);
     if (near_.row[near_.size] == 0) return;
     const int32_t* mine = c_.t + o_.start(v);
     int64_t *sums = sums_.get(), at_v = 0;
     fill(sums, near_.size, int64_t(0));
     for (int64_t i = 0; i < near_.size; ++i) {
       const int64_t to_i = mine[i] - 1;
+      const int32_t* theirs = c_.t + o_.start(near_.nodes[i]);
       int64_t at_i = 0;
       for (int64_t h = near_.row[i]; h < near_.row[i + 1]; ++h) {
         const int64_t j = near_.hit[h].member();
-        at_v += c_.t[near_.hit[h].number()] - 1;
+        at_v += theirs[near_.hit[h].place()] - 1;
         at_i += mine[j] - 1;
         sums[j] += to_i;
       }
@@ -160,9 +167,10 @@ class FanWorker {
   void by_edge(int64_t v) {
     const int64_t first = o_.start(v), far_v = o_.degree(v) - 2;
     for (int64_t i = 0; i < near_.size; ++i) {
+      const int64_t first_i = o_.start(near_.nodes[i]);
       const int64_t vi = first + i, t_vi = c_.t[vi] - 1, far_i = o_.degree(near_.nodes[i]) - 2;
       for (int64_t h = near_.row[i]; h < near_.row[i + 1]; ++h) {
-        const int64_t j = near_.hit[h].member(), vj = first + j, ij = near_.hit[h].number();
+        const int64_t j = near_.hit[h].member(), vj = first + j, ij = first_i + near_.hit[h].place();
         const int64_t t_vj = c_.t[vj] - 1, t_ij = c_.t[ij] - 1;
         fan_edge_[vi] += t_vj + t_ij;
         fan_edge_[vj] += t_vi + t_ij;

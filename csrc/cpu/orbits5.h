@@ -139,7 +139,7 @@ IL_INLINE void list_apexes(const Oriented& o, int64_t* next, int32_t* apex) {
         const int64_t j = near.hit[h].member();
         apex[next[eid[i]]++] = near.nodes[j];
         apex[next[eid[j]]++] = int32_t(u);
-        apex[next[o.g.eid[o.g.split[u] + near.hit[h].number() - o.start(u)]]++] = int32_t(v);
+        apex[next[o.g.eid[o.g.split[u] + near.hit[h].place()]]++] = int32_t(v);
       }
     }
   }
@@ -525,7 +525,7 @@ class FiveCliqueWorker {
       const int64_t u = near_.nodes[i];
       edge_[o_.g.eid[o_.g.split[v] + i]].n67 += at_.get()[i] / 3;
       for (int64_t h = near_.row[i]; h < near_.row[i + 1]; ++h) {
-        edge_[o_.g.eid[o_.g.split[u] + near_.hit[h].number() - o_.start(u)]].n67 += found_.get()[h] / 2;
+        edge_[o_.g.eid[o_.g.split[u] + near_.hit[h].place()]].n67 += found_.get()[h] / 2;
       }
     }
   }

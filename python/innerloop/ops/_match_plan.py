@@ -2,7 +2,7 @@
 """What the matching engine executes: a matching order, the candidate set of each level and the rank bounds.
 
 A plan of a q-node pattern is a depth-first search of q levels. Level i matches one pattern node to a vertex v_i;
-vertices are compared by rank (``Graph``: position in ascending order of graph, degree, id), so that a bound on ranks is a
+vertices are compared by rank (``Graph``: position in ascending order of graph, degree, id), so a bound on ranks is a
 range of a sorted row. N(v) is the sorted row of v. Masks are bit sets of levels, bit j for level j. -1 stands for
 "none" or "any". Every order is connected: all levels but the first have an adjacent earlier one.
 
