@@ -18,6 +18,7 @@ void bind_infonce(py::module_& m);
 void bind_match(py::module_& m);
 void bind_subgraph_attention(py::module_& m);
 void bind_motif_grid(py::module_& m);
+void bind_motif_sums(py::module_& m);
 void bind_motifs(py::module_& m);
 
 namespace {
@@ -671,6 +672,7 @@ PYBIND11_MODULE(_cpu, m) {
   bind_match(m);
   bind_subgraph_attention(m);
   bind_motif_grid(m);
+  bind_motif_sums(m);
   bind_motifs(m);
   m.def("pool_kv", &pool_kv);
   m.def("pool_kv_backward", &pool_kv_backward);

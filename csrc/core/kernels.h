@@ -20,14 +20,17 @@
   X(band_attention_backward, (const BandAttentionBackward& args))         \
   X(bellman_ford, (BellmanFord & args, int threads))                      \
   X(closeness, (Closeness & args))                                        \
+  X(fan_sums, (MotifSums & args))                                         \
   X(infonce, (const InfoNce& args))                                       \
   X(infonce_backward, (const InfoNceBackward& args))                      \
   X(infonce_mean, (const InfoNceMean& args))                              \
   X(match, (Match & args))                                                \
   X(motif_grid, (MotifGrid & args))                                       \
+  X(motif_sums, (MotifSums & args))                                       \
   X(nbfnet_layer, (const NbfnetLayer& args))                              \
   X(nbfnet_layer_backward, (const NbfnetLayerBackward& args))             \
   X(node_orbits, (NodeOrbits & args))                                     \
+  X(orbits_from_sums, (NodeOrbits & args, const MotifSums& sums))         \
   X(pool_kv, (const PoolKv& args))                                        \
   X(pool_kv_backward, (const PoolKvBackward& args))                       \
   X(relational_spmm, (const RelationalSpmm& args))                        \

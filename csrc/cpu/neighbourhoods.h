@@ -82,6 +82,7 @@ class HitStore {
     explicit Writer(HitStore* store) : store_(store) {}
     void keep(int64_t v, const int64_t* row, int64_t size, const Hit* hit) {
       const int64_t words = size + 1 + (row[size] + 1) / 2;
+      if (store_ == nullptr) return;
       if (words > left_ && !grow(words)) return;
       store_->kept_.get()[v] = free_;
       std::memcpy(free_, row, (size + 1) * sizeof(int64_t));
@@ -147,8 +148,8 @@ class Neighbourhood {
   }
 
   // The same from a store, where it is there.
-  void load(int64_t v, const HitStore& store) {
-    const int64_t* kept = store.find(v);
+  void load(int64_t v, const HitStore* store) {
+    const int64_t* kept = store == nullptr ? nullptr : store->find(v);
     if (kept == nullptr) return load(v);
     nodes = o.out(v), size = o.outdegree(v);
     row = kept, hit = reinterpret_cast<const Hit*>(kept + size + 1);

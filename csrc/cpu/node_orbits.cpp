@@ -44,14 +44,14 @@ void three_nodes(const Counts& c, const NodeSums* sums, NodeOrbits& args) {
   }
 }
 
-bool count_cycles(const Counts& c, int threads, Poll poll) {
+bool count_cycles(const Counts& c, int64_t first, int64_t last, int threads, Poll poll) {
   const int64_t n = c.graph.g.num_nodes;
   int64_t largest = 0;
   for (int64_t v = 0; v < n; ++v) largest = max64(largest, c.graph.degree(v));
   if (largest < 65536) {  // small counters stay in the first cache
-    return share_out<CycleWorker<uint16_t>>(n, kChunk, threads, poll, c);
+    return share_range<CycleWorker<uint16_t>>(first, last, kChunk, threads, poll, c);
   }
-  return share_out<CycleWorker<uint32_t>>(n, kChunk, threads, poll, c);
+  return share_range<CycleWorker<uint32_t>>(first, last, kChunk, threads, poll, c);
 }
 
 // Columns 15 to 72 of a node from the sums of its edges' columns 12 to 67, which node_forms has filled up to 14.
@@ -166,6 +166,11 @@ bool five_nodes(const Counts& c, const NodeSums* nodes, NodeOrbits& args) {
   return true;
 }
 
+Counts counts_of(const Oriented& oriented, const MotifSums& sums) {
+  return {oriented, nullptr,      sums.t,       sums.k4,       sums.c4,
+          sums.fan, sums.k4_edge, sums.c4_edge, sums.fan_edge, sums.far_edge};
+}
+
 }  // namespace
 
 void node_orbits(NodeOrbits& args) {
@@ -179,7 +184,7 @@ void node_orbits(NodeOrbits& args) {
   int64_t *node = by_node.get(), *edge = edges ? by_edge.get() : nullptr;
   const auto column = [&](int64_t i) { return edges ? edge + i * m : nullptr; };
   HitStore hits(four ? n : 0);
-  const Counts c{oriented,     hits,      triangles.get(), node,      node + n,
+  const Counts c{oriented,     &hits,     triangles.get(), node,      node + n,
                  node + 2 * n, column(0), column(1),       column(2), column(3)};
   args.finished = false;
   if (!four) {
@@ -192,13 +197,42 @@ void node_orbits(NodeOrbits& args) {
   }
   if (!share_out<CliqueWorker>(n, kChunk, args.threads, args.poll, c)) return;
   if (!share_out<FanWorker>(n, kChunk, args.threads, args.poll, c)) return;
-  if (!count_cycles(c, args.threads, args.poll)) return;
+  if (!count_cycles(c, 0, n, args.threads, args.poll)) return;
   sum_edges(c, sums.get());
   // For k = 5 the larger orbits are subtracted from all columns at once.
   const bool induced = args.induced && args.k == 4;
   if (args.node != nullptr) node_forms(c, sums.get(), args.node, args.k == 4 ? 15 : 73, induced);
   if (args.edge != nullptr) edge_forms(c, sums.get(), args.edge, args.k == 4 ? 12 : 68, induced);
   args.finished = args.k == 4 || five_nodes(c, sums.get(), args);
+}
+
+void motif_sums(MotifSums& args) {
+  const Oriented oriented(args.graph);
+  const Counts c = counts_of(oriented, args);
+  if (args.k4 == nullptr) {
+    const TriangleSums only{oriented, args.t};
+    args.finished = share_range<TriangleWorker>(args.first, args.last, kChunk, args.threads, args.poll, only);
+    return;
+  }
+  args.finished = share_range<CliqueWorker>(args.first, args.last, kChunk, args.threads, args.poll, c) &&
+                  count_cycles(c, args.first, args.last, args.threads, args.poll);
+}
+
+void fan_sums(MotifSums& args) {
+  const Oriented oriented(args.graph);
+  const Counts c = counts_of(oriented, args);
+  args.finished = share_range<FanWorker>(args.first, args.last, kChunk, args.threads, args.poll, c);
+}
+
+void orbits_from_sums(NodeOrbits& args, const MotifSums& sums) {
+  const Oriented oriented(args.graph);
+  const Counts c = counts_of(oriented, sums);
+  Scratch<NodeSums> nodes(args.graph.num_nodes);
+  sum_edges(c, nodes.get());
+  if (args.k == 3) three_nodes(c, nodes.get(), args);
+  if (args.k == 4 && args.node != nullptr) node_forms(c, nodes.get(), args.node, 15, args.induced);
+  if (args.k == 4 && args.edge != nullptr) edge_forms(c, nodes.get(), args.edge, 12, args.induced);
+  args.finished = true;
 }
 
 }  // namespace IL_ISA

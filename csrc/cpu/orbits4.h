@@ -19,7 +19,7 @@ IL_INLINE int64_t quadruples(int64_t x) { return triples(x) / 4 * (x - 3) + trip
 // eid; those that are not needed are null.
 struct Counts {
   const Oriented& graph;
-  HitStore& hits;
+  HitStore* hits;     // null: hits are found again
   int32_t* t;         // [m] triangles on the edge
   int64_t* k4;        // [n] 4-cliques
   int64_t* c4;        // [n] 4-cycles, chords allowed
@@ -37,7 +37,7 @@ class CliqueWorker {
   CliqueWorker(const Counts& c, bool alone)
       : o_(c.graph),
         near_(c.graph),
-        keep_(&c.hits),
+        keep_(c.hits),
         t_(c.t, c.graph.g.num_edges, alone),
         k4_(c.k4, c.graph.g.num_nodes, alone),
         k4_edge_(c.k4_edge, c.graph.g.num_edges, alone),

@@ -38,11 +38,12 @@ class Partial {
   Scratch<A> own_;
 };
 
-// Worker(alone) is made once per thread; it gets worker(i) for each i of [0, count), chunks in ascending order, and at
-// the end worker.merge(), one thread at a time. Returns false when `poll` asked to stop.
+// Worker(alone) is made once per thread; it gets worker(i) for each i of [begin, end), chunks in ascending order, and
+// at the end worker.merge(), one thread at a time. Returns false when `poll` asked to stop.
 template <class Worker, class Args>
-IL_INLINE bool share_out(int64_t count, int64_t chunk, int threads, Poll poll, const Args& args) {
-  int64_t next = 0;
+IL_INLINE bool share_range(int64_t begin, int64_t end, int64_t chunk, int threads, Poll poll, const Args& args) {
+  const int64_t count = end - begin;
+  int64_t next = begin;
   int stopped = 0;
   if (threads > (count + chunk - 1) / chunk) threads = int(max64(1, (count + chunk - 1) / chunk));
   parallel_tasks(threads, threads, [&](int64_t) {
@@ -57,8 +58,8 @@ IL_INLINE bool share_out(int64_t count, int64_t chunk, int threads, Poll poll, c
       }
 #pragma omp atomic read
       stop = stopped;
-      if (first >= count || stop) break;
-      for (int64_t i = first; i < min64(first + chunk, count); ++i) worker(i);
+      if (first >= end || stop) break;
+      for (int64_t i = first; i < min64(first + chunk, end); ++i) worker(i);
       if (poll.ask != nullptr && poll.ask(poll.state)) {
 #pragma omp atomic write
         stopped = 1;
@@ -68,6 +69,11 @@ IL_INLINE bool share_out(int64_t count, int64_t chunk, int threads, Poll poll, c
     worker.merge();
   });
   return stopped == 0;
+}
+
+template <class Worker, class Args>
+IL_INLINE bool share_out(int64_t count, int64_t chunk, int threads, Poll poll, const Args& args) {
+  return share_range<Worker>(0, count, chunk, threads, poll, args);
 }
 
 }  // namespace

@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from .graph import RelGraph
     from .ops._functions import Aggregate, Message
     from .ops._infonce_distributed import infonce_distributed
+    from .ops._motif_adjacency import motif_adjacency, triangle_list
+    from .ops._motif_distributed import (
+        edge_orbits_distributed,
+        match_distributed,
+        node_orbits_distributed,
+        triangles_distributed,
+    )
     from .ops.band_attention import band_attention
     from .ops.bellman_ford import Semiring, bellman_ford
     from .ops.infonce import ckd, infonce, ntxent, siglip, supcon
@@ -43,6 +50,7 @@ _EXPORTS = {
     "closeness": ".ops.motif_grid",
     "clustering": ".ops.triangles",
     "edge_orbits": ".ops.node_orbits",
+    "edge_orbits_distributed": ".ops._motif_distributed",
     "gather_grid": ".ops.motif_grid",
     "graphlets": ".ops.node_orbits",
     "infonce": ".ops.infonce",
@@ -50,9 +58,12 @@ _EXPORTS = {
     "k_cliques": ".ops.match",
     "match": ".ops.match",
     "match_batches": ".ops.match",
+    "match_distributed": ".ops._motif_distributed",
+    "motif_adjacency": ".ops._motif_adjacency",
     "motif_grid": ".ops.motif_grid",
     "nbfnet_layer": ".ops.nbfnet_layer",
     "node_orbits": ".ops.node_orbits",
+    "node_orbits_distributed": ".ops._motif_distributed",
     "ntxent": ".ops.infonce",
     "pool_kv": ".ops.pool_kv",
     "pooled_valid": ".ops.pool_kv",
@@ -62,7 +73,9 @@ _EXPORTS = {
     "subgraph_attention": ".ops.subgraph_attention",
     "supcon": ".ops.infonce",
     "transitivity": ".ops.triangles",
+    "triangle_list": ".ops._motif_adjacency",
     "triangles": ".ops.triangles",
+    "triangles_distributed": ".ops._motif_distributed",
     "cpu_isa": ".system",
     "cpu_isas": ".system",
     "has_cuda_kernels": ".system",
@@ -87,6 +100,7 @@ __all__ = [
     "data",
     "distributed",
     "edge_orbits",
+    "edge_orbits_distributed",
     "gather_grid",
     "graphlets",
     "has_cuda_kernels",
@@ -95,10 +109,13 @@ __all__ = [
     "k_cliques",
     "match",
     "match_batches",
+    "match_distributed",
+    "motif_adjacency",
     "motif_grid",
     "nbfnet_layer",
     "nn",
     "node_orbits",
+    "node_orbits_distributed",
     "ntxent",
     "ops",
     "pool_kv",
@@ -110,7 +127,9 @@ __all__ = [
     "subgraph_attention",
     "supcon",
     "transitivity",
+    "triangle_list",
     "triangles",
+    "triangles_distributed",
 ]
 
 

@@ -21,6 +21,7 @@ TESTED = {
     "bellman_ford": "test_bellman_ford.py",
     "closeness": "test_motif_grid.py",
     "edge_orbits": "test_node_orbits.py",
+    "fan_sums": "test_motif_distributed.py",
     "infonce": "test_infonce.py",
     "infonce_backward": "test_infonce.py",
     "infonce_mean": "test_infonce.py",
@@ -28,9 +29,11 @@ TESTED = {
     "match_list": "test_match.py",
     "match_tally": "test_match.py",
     "motif_grid": "test_motif_grid.py",
+    "motif_sums": "test_motif_distributed.py",
     "nbfnet_layer": "test_nbfnet_layer.py",
     "nbfnet_layer_backward": "test_nbfnet_layer.py",
     "node_orbits": "test_node_orbits.py",
+    "orbits_from_sums": "test_motif_distributed.py",
     "pool_kv": "test_pool_kv.py",
     "pool_kv_backward": "test_pool_kv.py",
     "relational_spmm": "test_relational_spmm.py",
@@ -42,7 +45,8 @@ TESTED = {
 
 
 def test_every_registered_op_is_tested():
-    importlib.import_module("innerloop.ops")  # ops are registered when first used
+    for module in ("innerloop.ops", "innerloop.ops._motif_distributed"):  # ops are registered when first used
+        importlib.import_module(module)
     names = torch._C._dispatch_get_all_op_names()
     registered = {n.split("::")[1].split(".")[0] for n in names if n.startswith("innerloop::")}
     assert registered == set(TESTED)
@@ -288,6 +292,12 @@ innerloop.closeness(graph)
 innerloop.motif_grid(graph, 2, edge_labels=torch.rand(5))
 innerloop.triangles(graph), innerloop.triangles(graph, "edge")
 innerloop.node_orbits(graph, 5), innerloop.edge_orbits(graph)
+from innerloop.ops import _motif_distributed as steps
+for by_edge in (False, True):
+    sums = steps._motif_sums(graph.index, graph.adjacency, 0, 5, 4, by_edge)
+    t = sums[:5].int()
+    sums = torch.cat([sums[5:], steps._fan_sums(graph.index, graph.adjacency, t, 0, 5, by_edge)])
+    steps._orbits_from_sums(graph.index, graph.adjacency, t, sums, 4, True, by_edge)
 labels = dict(node_labels=torch.tensor([0, 1, 0, 1, 1]), pattern_node_labels=[0, -1])
 labels |= dict(edge_labels=torch.arange(5), pattern_edge_labels=[0])
 for output in ("count", "node_counts", "edge_counts", "list"):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Public ops. Each lives in the module of its name, beside its registration, fake, autograd and vmap rules."""
 
+from ._motif_adjacency import motif_adjacency, triangle_list
 from .band_attention import band_attention
 from .bellman_ford import Semiring, bellman_ford
 from .infonce import ckd, infonce, ntxent, siglip, supcon
@@ -27,6 +28,7 @@ __all__ = [
     "k_cliques",
     "match",
     "match_batches",
+    "motif_adjacency",
     "motif_grid",
     "nbfnet_layer",
     "node_orbits",
@@ -39,5 +41,6 @@ __all__ = [
     "subgraph_attention",
     "supcon",
     "transitivity",
+    "triangle_list",
     "triangles",
 ]

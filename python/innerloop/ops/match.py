@@ -37,6 +37,7 @@ def match(
     pattern_edge_labels: Sequence[int] | None = None,
     limit: int | None = None,
     seeds: Tensor | None = None,
+    roots: tuple[int, int] | None = None,
 ) -> Tensor:
     """Subgraphs of `graph` that are isomorphic to `pattern`.
 
@@ -63,6 +64,8 @@ def match(
         limit: the list holds at most so many matches; which ones does not depend on threads.
         seeds: nodes (S,) of the graph, the only ones to match pattern node 0; symmetry is then broken among the
             automorphisms that fix it.
+        roots: (first, last), a range of ranks (`graph.rank`) for the first node that the search matches: counts of
+            disjoint ranges add up to those of all, which is how processes share the work.
 
     Raises:
         TypeError, ValueError, IndexError: arguments that do not fit, a pattern that is not connected or too large, or a
@@ -71,7 +74,7 @@ def match(
     Source: plans as in Mawhirter and Wu, AutoMine (2019), and Jamshidi et al., Peregrine (2020); symmetry as in Grochow
         and Kellis (2007).
     """
-    search = _Search("match", graph, pattern, induced, symmetry, seeds, limit)
+    search = _Search("match", graph, pattern, induced, symmetry, seeds, limit, roots)
     search.label(node_labels, pattern_node_labels, edge_labels, pattern_edge_labels)
     if output not in _OUTPUTS:
         raise ValueError(f"match: output is {output!r}, expected one of {', '.join(_OUTPUTS)}")
@@ -134,7 +137,7 @@ class _Tensors(NamedTuple):
 class _Search:
     """One call of match: checks, plan, and what to run."""
 
-    def __init__(self, op, graph, pattern, induced, symmetry, seeds, limit) -> None:
+    def __init__(self, op, graph, pattern, induced, symmetry, seeds, limit, roots=None) -> None:
         self.op, self.graph, self.pattern = op, Graph.of(graph), pattern
         if not isinstance(induced, bool):
             raise TypeError(f"{op}: induced is {induced!r}, expected a bool")
@@ -143,7 +146,17 @@ class _Search:
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):
             raise ValueError(f"{op}: limit is {limit!r}, expected an int of at least 0, or None")
         self.induced, self.symmetry, self.limit = induced, symmetry, limit
+        self.rooted = seeds is not None
         self.seeds = None if seeds is None else self._seeds(seeds)
+        if roots is not None:
+            self.seeds = self._range(*roots)
+
+    def _range(self, first: int, last: int) -> Tensor:
+        if self.rooted:
+            raise ValueError(f"{self.op}: roots is given beside seeds, expected one of them")
+        if not 0 <= first <= last <= self.graph.num_nodes:
+            raise ValueError(f"{self.op}: roots is {(first, last)}, expected a range of [0, {self.graph.num_nodes}]")
+        return torch.arange(first, last, dtype=torch.int32)
 
     def _seeds(self, seeds: Tensor) -> Tensor:
         if not isinstance(seeds, Tensor) or seeds.dtype not in _INT_DTYPES:
@@ -164,7 +177,7 @@ class _Search:
             pattern,
             self.induced,
             self.symmetry,
-            root=None if self.seeds is None else 0,
+            root=0 if self.rooted else None,
             n=graph.num_nodes,
             m=graph.num_edges,
             max_degree=degree,
