@@ -38,12 +38,14 @@ inline int64_t* counts_or_null(pybind11::handle obj, const char* op, const char*
 class Interrupt {
  public:
   Interrupt();
-  il::Poll poll() { return {&ask, this}; }
+  il::Poll poll() { return {&ask, &is_caller, &nap, this}; }
   // Throws what the handler raised.
   [[noreturn]] void raise() const;
 
  private:
   static bool ask(void* state);
+  static bool is_caller(void* state);
+  static void nap(void* state);
   const std::thread::id caller_;
   std::chrono::steady_clock::time_point next_look_;
   std::atomic<bool> stop_{false};

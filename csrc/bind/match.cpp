@@ -17,7 +17,8 @@ const int32_t* int32_or_null(py::handle obj, const char* op, const char* arg, in
   const TensorView t = il::cpu_view(obj, op, arg);
   il::check_dtype(t, il::DType::kInt32, op, arg, "int32");
   check_shape(t, {size}, op, arg);
-  return t.ptr<int32_t>();
+  static const int32_t none = 0;  // what is empty may have no address, but is there
+  return size == 0 ? &none : t.ptr<int32_t>();
 }
 
 // Whether every index in the plan is one, so that the search cannot leave its arrays.
@@ -28,20 +29,25 @@ bool is_plan(const int32_t* code, int64_t length, const il::Match& args) {
   if (q < 2 || q > kMaxPattern || sets < 1 || sets > q * (q - 1) / 2 || tail < 1 || tail >= q) return false;
   if (length != kPlanHeader + q * kPlanLevel + sets * kPlanSet + 2 * q * q) return false;
   bool good = true;
+  int32_t computed = 0;  // sets that the levels so far have computed
   const int32_t* level = code + kPlanHeader;
+  const int32_t* depths = level + q * kPlanLevel;
   for (int64_t i = 0; i < q; ++i, level += kPlanLevel) {
     const int64_t below = (int64_t(1) << i) - 1;
-    good &= i == 0 ? level[0] == -1 : level[0] >= 0 && level[0] < sets;
+    good &= i == 0 ? level[0] == -1 : level[0] >= 0 && level[0] < computed;
     for (int f : {1, 2, 3, 4, 10, 11, 12, 13}) good &= (level[f] & ~below) == 0;
-    good &= level[5] >= 0 && level[5] <= level[6] && level[6] <= sets;
+    good &= level[5] == computed && level[5] <= level[6] && level[6] <= sets;
+    if (!good) return false;
+    for (; computed < level[6]; ++computed) good &= depths[computed * kPlanSet] == i;
     good &= level[7] < 0 || args.node_labels != nullptr;
     good &= level[8] >= 0 && level[8] < q && level[9] >= 0 && level[9] < q;
     good &= args.node == nullptr || level[9] < args.num_node_orbits;
   }
   const int32_t* set = code + kPlanHeader + q * kPlanLevel;
   for (int64_t s = 0; s < sets; ++s, set += kPlanSet) {
+    if (set[0] < 0 || set[0] >= q - 1) return false;
     const int64_t known = (int64_t(2) << set[0]) - 1;
-    good &= set[0] >= 0 && set[0] < q - 1 && set[1] < s && set[2] >= 0 && set[2] <= set[0];
+    good &= set[1] < s && set[2] >= 0 && set[2] <= set[0];
     good &= set[3] >= 0 && set[3] <= 2 && (set[3] == 0) == (set[1] < 0);
     good &= (set[4] & ~known) == 0 && (set[5] & ~known) == 0;
     good &= set[6] < 0 || args.edge_labels != nullptr;
@@ -100,6 +106,10 @@ void match(py::handle by_root, py::handle node, py::handle edge, py::handle list
     il::kernels().match(args);
   }
   if (!args.finished) interrupt.raise();
+  if (args.overflow) {
+    PyErr_SetString(PyExc_OverflowError, "match: more matches than int64 holds");
+    throw py::error_already_set();
+  }
 }
 
 }  // namespace

@@ -29,6 +29,10 @@ bool Interrupt::ask(void* state) {
   return true;
 }
 
+bool Interrupt::is_caller(void* state) { return std::this_thread::get_id() == static_cast<Interrupt*>(state)->caller_; }
+
+void Interrupt::nap(void*) { std::this_thread::sleep_for(std::chrono::microseconds(50)); }
+
 void Interrupt::raise() const { throw py::error_already_set(); }
 
 namespace {
@@ -86,6 +90,8 @@ void triangles(py::handle node, py::handle edge, py::handle index, py::handle ad
   if (!args.finished) interrupt.raise();
 }
 
+constexpr int64_t kLargestDegree = 121900;
+
 void node_orbits(py::handle node, py::handle edge, py::handle index, py::handle adjacency, int k, bool induced,
                  int threads) {
   const char* op = "node_orbits";
@@ -95,6 +101,11 @@ void node_orbits(py::handle node, py::handle edge, py::handle index, py::handle 
   il::NodeOrbits args{};
   args.graph = simple_graph(index, adjacency, op);
   args.k = k, args.induced = induced, args.threads = threads;
+  for (int64_t v = 0; k == 5 && v < args.graph.num_nodes; ++v) {
+    const int64_t degree = args.graph.rowptr[v + 1] - args.graph.rowptr[v];
+    IL_CHECK(degree < kLargestDegree, op, "graph", "a node of degree " + std::to_string(degree),
+             "degrees below " + std::to_string(kLargestDegree) + " for k = 5: C(degree, 4) has to fit int64");
+  }
   args.node = counts_or_null(node, op, "node", {args.graph.num_nodes, node_columns[k - 3]});
   args.edge = counts_or_null(edge, op, "edge", {args.graph.num_edges, edge_columns[k - 3]});
   Interrupt interrupt;

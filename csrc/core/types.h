@@ -30,8 +30,8 @@ struct CsrView {
   int64_t num_edges;
 };
 
-// An undirected simple graph in rank space, see core/simple_graph.h. Row r holds the ranks of the neighbours of rank r in
-// ascending order: lower ones in [rowptr[r], split[r]), higher ones in [split[r], rowptr[r + 1]).
+// An undirected simple graph in rank space, see core/simple_graph.h. Row r holds the ranks of the neighbours of rank r
+// in ascending order: lower ones in [rowptr[r], split[r]), higher ones in [split[r], rowptr[r + 1]).
 struct SimpleGraph {
   int64_t num_nodes;
   int64_t num_edges;
@@ -42,9 +42,12 @@ struct SimpleGraph {
   const int32_t* order;   // [n], node of each rank
 };
 
-// Asked now and then by the threads of a long kernel: true once the caller wants it to return early.
+// Asked now and then by the threads of a long kernel: true once the caller wants it to return early. Only the calling
+// thread hears of it at first, so when that has no work left it waits for the others by asking on.
 struct Poll {
   bool (*ask)(void* state);  // null: never
+  bool (*is_caller)(void* state);
+  void (*nap)(void* state);  // some microseconds
   void* state;
 };
 

@@ -29,16 +29,20 @@ enum Operation { kRow, kIntersect, kSubtract };
 
 enum class Output { kCount, kTally, kList };
 
+// C(n, k), or -1 beyond int64. Each step is a whole number.
 int64_t binomial(int64_t n, int64_t k) {
   if (n < k) return 0;
-  int64_t value = 1;
-  for (int64_t i = 0; i < k; ++i) value = value * (n - i) / (i + 1);
-  return value;
+  unsigned __int128 value = 1;
+  for (int64_t i = 0; i < k; ++i) {
+    value = value * uint64_t(n - i) / uint64_t(i + 1);
+    if (value > uint64_t(INT64_MAX)) return -1;
+  }
+  return int64_t(value);
 }
 
 class Searcher {
  public:
-  Searcher(const Match& args, bool alone)
+  Searcher(Match& args, bool alone)
       : a_(args),
         g_(args.graph),
         size_(args.code[0]),
@@ -69,6 +73,7 @@ class Searcher {
   }
 
   void merge() {
+    a_.overflow |= overflow_;
     node_.merge();
     edge_.merge();
   }
@@ -172,7 +177,9 @@ class Searcher {
       }
     }
     candidates -= __builtin_popcount(uint32_t(level.inside));
-    return tail_ == 1 ? max64(candidates, 0) : binomial(candidates, tail_);
+    const int64_t found = tail_ == 1 ? max64(candidates, 0) : binomial(candidates, tail_);
+    overflow_ |= found < 0;
+    return found;
   }
 
   int64_t descend(int i) {
@@ -180,7 +187,7 @@ class Searcher {
     const Sorted range = between(set_[level.set], level.above, level.below);
     int64_t found = 0;
     for (const int32_t* x = range.first; x < range.last; ++x) {
-      if (!taken(*x, uint32_t(level.distinct))) found += place(i, *x);
+      if (!taken(*x, uint32_t(level.distinct))) overflow_ |= __builtin_add_overflow(found, place(i, *x), &found);
     }
     return found;
   }
@@ -224,7 +231,7 @@ class Searcher {
     return stop_ || (output_ == Output::kList && at_ >= a_.take);
   }
 
-  const Match& a_;
+  Match& a_;
   const SimpleGraph& g_;
   const int size_, tail_;
   const Level* levels_;
@@ -236,7 +243,7 @@ class Searcher {
   Output output_;
   int64_t at_ = 0;
   uint64_t steps_ = 0;
-  bool stop_ = false;
+  bool stop_ = false, overflow_ = false;
   int32_t v_[kMaxPattern];
   Sorted set_[kMaxPattern * (kMaxPattern - 1) / 2];
   int64_t count_[kMaxPattern * (kMaxPattern - 1) / 2];

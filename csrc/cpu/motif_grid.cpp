@@ -130,6 +130,7 @@ void closeness_of(const Csr& g, GraphBatch& batch, double* out) {
       for (int64_t j = 0; j < sources; ++j) seen[first + j] = now[first + j] = uint64_t(1) << j;
       uint64_t moved = every, left = every;
       for (int64_t level = 1; moved != 0 && left != 0; ++level) {
+        if (level % 16 == 0 && stopped(batch)) break;
         moved = left = 0;
         for (int64_t v = 0; v < n; ++v) {
           const uint64_t missing = every & ~seen[v];
@@ -365,8 +366,9 @@ void triples(const MotifGrid& p, const Csr& g, int64_t v, uint8_t* near, Put&& p
 // them in order.
 class Grower {
  public:
-  Grower(const MotifGrid& args, const Patterns& patterns, const Csr& graph)
+  Grower(MotifGrid& args, const Patterns& patterns, const Csr& graph)
       : p(args),
+        batch_(args.batch),
         k(args.k),
         patterns_(patterns),
         g(graph),
@@ -411,6 +413,8 @@ class Grower {
   void grow(int size, int64_t count) {
     const int32_t* list = extension_.data() + (size - 1) * g.n;
     for (int64_t i = 0; i < count; ++i) {
+      if (++steps_ % 65536 == 0) stop_ = stopped(batch_);
+      if (stop_) return;
       const int32_t v = members_[size] = list[i];
       if (size + 1 == k) {
         offer();
@@ -463,6 +467,9 @@ class Grower {
   }
 
   const MotifGrid& p;
+  GraphBatch& batch_;
+  int64_t steps_ = 0;
+  bool stop_ = false;
   const int k;
   const Patterns& patterns_;
   const Csr& g;

@@ -41,13 +41,20 @@ class Partial {
 // Worker(alone) is made once per thread; it gets worker(i) for each i of [begin, end), chunks in ascending order, and
 // at the end worker.merge(), one thread at a time. Returns false when `poll` asked to stop.
 template <class Worker, class Args>
-IL_INLINE bool share_range(int64_t begin, int64_t end, int64_t chunk, int threads, Poll poll, const Args& args) {
+IL_INLINE bool share_range(int64_t begin, int64_t end, int64_t chunk, int threads, Poll poll, Args& args) {
   const int64_t count = end - begin;
-  int64_t next = begin;
+  int64_t next = begin, begun = 0, ended = 0;
   int stopped = 0;
   if (threads > (count + chunk - 1) / chunk) threads = int(max64(1, (count + chunk - 1) / chunk));
+  const auto look = [&] {
+    if (poll.ask == nullptr || !poll.ask(poll.state)) return;
+#pragma omp atomic write
+    stopped = 1;
+  };
   parallel_tasks(threads, threads, [&](int64_t) {
     Worker worker(args, threads == 1);
+#pragma omp atomic update
+    ++begun;
     for (;;) {
       int64_t first;
       int stop;
@@ -59,20 +66,32 @@ IL_INLINE bool share_range(int64_t begin, int64_t end, int64_t chunk, int thread
 #pragma omp atomic read
       stop = stopped;
       if (first >= end || stop) break;
-      for (int64_t i = first; i < min64(first + chunk, end); ++i) worker(i);
-      if (poll.ask != nullptr && poll.ask(poll.state)) {
-#pragma omp atomic write
-        stopped = 1;
+      for (int64_t i = first; i < min64(first + chunk, end); ++i) {
+        worker(i);
+        if (i % 8 == 7) look();
       }
     }
 #pragma omp critical(il_merge)
     worker.merge();
+#pragma omp atomic update
+    ++ended;
+    // Those that have not begun will see that nothing is left.
+    while (threads > 1 && poll.ask != nullptr && poll.is_caller(poll.state)) {
+      int64_t on, off;
+#pragma omp atomic read
+      off = ended;
+#pragma omp atomic read
+      on = begun;
+      if (on == off) break;
+      look();
+      poll.nap(poll.state);
+    }
   });
   return stopped == 0;
 }
 
 template <class Worker, class Args>
-IL_INLINE bool share_out(int64_t count, int64_t chunk, int threads, Poll poll, const Args& args) {
+IL_INLINE bool share_out(int64_t count, int64_t chunk, int threads, Poll poll, Args& args) {
   return share_range<Worker>(0, count, chunk, threads, poll, args);
 }
 

@@ -19,7 +19,7 @@ from . import __version__, system
 __all__ = ["main", "report"]
 
 # Exact counts: without a kernel they come from the CPU.
-_COUNTED = ("triangles", "node_orbits", "edge_orbits", "match")
+_COUNTED = ("triangles", "node_orbits", "edge_orbits", "match_count")
 _OPTIONAL = ("triton", "cupy", "numba")
 # CuPy's distributions carry the CUDA version in their name.
 _DISTRIBUTIONS = {"cupy": ("cupy", "cupy-cuda13x", "cupy-cuda12x", "cupy-cuda11x")}
@@ -109,6 +109,8 @@ def _cuda_path(name: str) -> str:
     if not _registered(name, "CUDA"):
         return "plain torch definition: no CUDA kernel yet; it forms what a kernel avoids, not yet measured on a GPU"
     wanted = system.gpu_kernels()
+    if name in ("match_list", "match_tally"):
+        return "counted on the CPU and copied: no CUDA kernel yet"
     if name in _COUNTED and wanted != "cuda":
         return "counted on the CPU and copied; INNERLOOP_GPU=cuda takes kernels which no GPU has run yet"
     if wanted == "cuda" and name not in ("relational_spmm", *_COUNTED):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -138,9 +139,9 @@ class Graph:
         """A Graph from what libraries call one.
 
         Args:
-            graph: a Graph, an `edge_index` tensor (2, E), a `networkx.Graph`, an `igraph.Graph`, a SciPy sparse matrix,
-                a PyG `Data` or `Batch`, or a DGL graph. Directions and weights are dropped; the nodes of a networkx
-                graph are numbered in its own order.
+            graph: a Graph, an `edge_index` tensor or array (2, E), a list of pairs, a `networkx.Graph`, an
+                `igraph.Graph`, a SciPy sparse matrix, a PyG `Data` or `Batch`, or a DGL graph. Directions and weights
+                are dropped; the nodes of a networkx graph are numbered in its own order.
 
         Raises:
             TypeError: anything else.
@@ -149,6 +150,10 @@ class Graph:
             return graph
         if isinstance(graph, Tensor):
             return cls(graph)
+        if isinstance(graph, np.ndarray):
+            return cls(torch.as_tensor(graph))
+        if isinstance(graph, list | tuple):
+            return cls(torch.tensor(graph, dtype=torch.int64).reshape(len(graph), -1).t())
         for attributes, build in (
             (("edge_index", "num_nodes"), cls.from_pyg),
             (("ndata", "edges", "num_nodes"), cls.from_dgl),
@@ -224,6 +229,8 @@ def _pairs(edge_index: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _nodes(source: Tensor, destination: Tensor, num_nodes: int | None, ptr: Tensor | None) -> tuple[Tensor, int]:
+    if isinstance(num_nodes, np.integer):
+        num_nodes = int(num_nodes)
     if num_nodes is not None and (isinstance(num_nodes, bool) or not isinstance(num_nodes, int)):
         raise TypeError(f"Graph: num_nodes is {type(num_nodes).__name__}, expected int")
     if num_nodes is not None and not 0 <= num_nodes < 2**31:

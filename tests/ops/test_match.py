@@ -2,6 +2,8 @@
 """match, match_batches and k_cliques against the definition, networkx, the orbit counts and published numbers."""
 
 import re
+import subprocess
+import sys
 from math import comb
 
 import networkx as nx
@@ -359,3 +361,56 @@ def test_error_texts(given, options, error, text):
 def test_error_texts_of_the_others(call, text):
     with pytest.raises(ValueError, match=re.escape(text)):
         call(Graph(torch.tensor([[0, 1, 2], [1, 2, 3]]), 6))
+
+
+@pytest.mark.parametrize("leaves", [1400, 1600])
+def test_the_largest_counts_are_exact(leaves):
+    """C(1600, 7) is 5.3e18; its products are beyond int64."""
+    star = Graph(torch.stack([torch.zeros(leaves, dtype=torch.int64), torch.arange(1, leaves + 1)]))
+    assert int(match(star, "star8")) == comb(leaves, 7)
+
+
+@pytest.mark.parametrize("output", ["count", "list"])
+def test_counts_beyond_int64_are_an_error(output):
+    star = Graph(torch.stack([torch.zeros(2390, dtype=torch.int64), torch.arange(1, 2391)]))
+    with pytest.raises(OverflowError, match="match: more matches than int64 holds"):
+        match(star, "star8", output=output)
+
+
+def test_labels_on_nothing():
+    none = torch.empty(0, dtype=torch.int64)
+    edgeless = Graph(torch.empty(2, 0, dtype=torch.int64), 3)
+    assert int(match(edgeless, "edge", edge_labels=none, pattern_edge_labels=[1])) == 0
+    assert int(match(Graph(none.view(2, 0), 0), "edge", node_labels=none, pattern_node_labels=[1, 0])) == 0
+
+
+INTERRUPTED = """
+import os, signal, sys, threading, time
+import torch, innerloop
+from innerloop import Graph
+torch.set_num_threads(int(sys.argv[1]))
+clique = torch.triu_indices(200, 200, 1)
+star = torch.stack([torch.zeros(700, dtype=torch.int64), torch.arange(1, 701)])
+path = torch.stack([torch.arange(59999), torch.arange(1, 60000)])
+call = {
+    "match": lambda: innerloop.match(Graph(clique), "K8"),
+    "one heavy root": lambda: innerloop.match(Graph(clique), "K8", roots=(0, 16), output="node_counts"),
+    "orbits": lambda: innerloop.node_orbits(Graph(torch.triu_indices(2000, 2000, 1)), 4),
+    "grid": lambda: innerloop.motif_grid(Graph(star), 1, k=5),
+    "closeness": lambda: innerloop.closeness(Graph(path)),
+}[sys.argv[2]]
+threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+try:
+    call()
+except KeyboardInterrupt:
+    print("interrupted")
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("what", ["match", "one heavy root", "orbits", "grid", "closeness"])
+def test_ctrl_c_stops_a_count(what, threads):
+    command = [sys.executable, "-c", INTERRUPTED, str(threads), what]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "interrupted\n", done.stderr

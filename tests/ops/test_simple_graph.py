@@ -160,7 +160,9 @@ def test_of_takes_graphs_and_tensors():
     graph = Graph(random_edges(9, 20), 9)
     assert Graph.of(graph) is graph
     edge_index = torch.tensor([[0, 4], [2, 1]])
-    assert_same(Graph.of(edge_index), Graph(edge_index, 5))
+    for same in (edge_index, edge_index.numpy(), [(0, 2), (4, 1)]):
+        assert_same(Graph.of(same), Graph(edge_index, 5))
+    assert Graph(edge_index, np.int64(5)).num_nodes == 5
 
 
 @pytest.mark.parametrize("kind", [nx.Graph, nx.DiGraph, nx.MultiGraph, nx.MultiDiGraph])
@@ -320,7 +322,7 @@ def test_errors_of_adapters():
     sparse = pytest.importorskip("scipy.sparse")
     with pytest.raises(ValueError, match=r"Graph.*\(3, 4\)"):
         Graph.from_scipy(sparse.csr_array((3, 4)))
-    for wrong in (3, "karate", np.zeros((2, 3))):
+    for wrong in (3, "karate", {"edges": 1}):
         with pytest.raises(TypeError, match=rf"Graph.*{type(wrong).__name__}"):
             Graph.of(wrong)
     with pytest.raises(TypeError, match=r"Graph.*int"):

@@ -97,7 +97,7 @@ def match_distributed(graph: Any, pattern: Any, *, group: dist.ProcessGroup | No
     op = "match_distributed"
 
     def count() -> tuple[Tensor, dict[str, Any]]:
-        from .match import match
+        from .match import searched
 
         if options.get("output", "count") == "list":
             raise ValueError(f"{op}: output is 'list', expected one of the counts")
@@ -105,8 +105,8 @@ def match_distributed(graph: Any, pattern: Any, *, group: dist.ProcessGroup | No
             if options.get(name) is not None:
                 raise ValueError(f"{op}: {name} is given, expected none")
         whole = _on_cpu(op, graph)
-        counts = match(whole, pattern, roots=_my_roots(_work(whole, 1, 1), group), **options)
-        return counts, {"graph": _checksum(whole), "shape": tuple(counts.shape)}
+        counts, asked = searched(op, whole, pattern, _my_roots(_work(whole, 1, 1), group), **options)
+        return counts, {"graph": _checksum(whole), "search": asked}
 
     return _summed(op, count, group)
 
@@ -187,7 +187,7 @@ def _work(graph: Graph, up: int, down: int) -> Tensor:
 
 
 def _checksum(graph: Graph) -> int:
-    return zlib.crc32(graph.adjacency.numpy(), graph.num_nodes)
+    return zlib.crc32(graph.adjacency.numpy(), zlib.crc32(graph.ptr.numpy()))
 
 
 _motif_sums = define("motif_sums(Tensor index, Tensor adjacency, int first, int last, int k, bool by_edge) -> Tensor")

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..system import cuda_module, gpu_kernels
 from ._registry import Op
 
-__all__ = ["ARGUMENTS", "KERNELS", "MotifKernels", "count"]
+__all__ = ["ARGUMENTS", "KERNELS", "MotifKernels", "count", "count_matches", "on_cpu"]
 
 _GRAPH = ("rowptr", "split", "col", "eid", "order", "row", "n", "m")
 # Members of the structs that the kernels take, in order, by .cuh file.
@@ -51,8 +51,33 @@ def count(op: Op, method: str, index: Tensor, adjacency: Tensor, *args: object) 
     """The CUDA implementation of `op`: `MotifKernels.method`, or the CPU and a copy where that is not asked for."""
     if gpu_kernels() == "cuda" and not (op.name.endswith("_orbits") and args[0] == 5):
         return getattr(MotifKernels(), method)(index, adjacency, *args)
+    return on_cpu(op, index, adjacency, *args)
+
+
+def count_matches(
+    op: Op,
+    index: Tensor,
+    adjacency: Tensor,
+    code: Tensor,
+    node_labels: Tensor | None,
+    edge_labels: Tensor | None,
+    roots: Tensor | None,
+) -> Tensor:
+    """The CUDA implementation of match_count: int64, by root; labels of nodes and roots are by rank."""
+    if gpu_kernels() != "cuda":
+        return on_cpu(op, index, adjacency, code, node_labels, edge_labels, roots)
+    graph = _Packed.of(index, adjacency)
+    labels = None if node_labels is None else graph.by_node(node_labels)
+    found = MotifKernels().match_roots(index, adjacency, code.tolist(), labels, edge_labels)[graph.order.long()]
+    return found if roots is None else found[roots.long()]
+
+
+def on_cpu(op: Op, *args: object) -> Tensor | tuple[Tensor, ...]:
+    """`op` by its CPU kernel, with results where the first argument is."""
     _warn_on_cpu(op.name)
-    return op(index.cpu(), adjacency.cpu(), *args).to(index.device)
+    result = op(*(x.cpu() if isinstance(x, Tensor) else x for x in args))
+    device = args[0].device
+    return result.to(device) if isinstance(result, Tensor) else tuple(x.to(device) for x in result)
 
 
 @functools.cache

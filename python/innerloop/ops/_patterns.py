@@ -173,16 +173,21 @@ def _merge(listed: Edges, labels: tuple[int, ...] | None, op: str) -> tuple[Edge
     return tuple(listed[i] for i in first.values()), labels and tuple(labels[i] for i in first.values())
 
 
+def _plain(value: object) -> object:
+    """An int for what NumPy calls one."""
+    return value.item() if hasattr(value, "item") else value
+
+
 def _labels(values: Iterable[int] | None, kind: str, count: int, op: str) -> tuple[int, ...] | None:
     if values is None:
         return None
     name = f"pattern_{kind}_labels"
-    labels = tuple(values.tolist() if hasattr(values, "tolist") else values)
+    labels = tuple(values.tolist() if hasattr(values, "tolist") else map(_plain, values))
     if len(labels) != count:
         raise ValueError(f"{op}: {name} has {len(labels)} entries, expected {count}, one per {kind} of the pattern")
     for label in labels:
-        if isinstance(label, bool) or not isinstance(label, int) or label < -1:
-            raise ValueError(f"{op}: {name} holds {label!r}, expected ints of at least 0, or -1 for any")
+        if isinstance(label, bool) or not isinstance(label, int) or not -1 <= label < 2**31:
+            raise ValueError(f"{op}: {name} holds {label!r}, expected ints in [0, 2**31), or -1 for any")
     return labels
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from .. import _cpu
 from ..simple_graph import Graph
 from ._match_plan import Plan, compile_plan
+from ._motif_gpu import count_matches, on_cpu
 from ._patterns import MAX_NODES, as_pattern
 from ._registry import define
 from .triangles import check_per, num_edges, num_nodes, sum_by_graph
@@ -61,7 +63,7 @@ def match(
             Orbits are ordered by their smallest pattern node.
         node_labels: integers (n,), and pattern_node_labels one for each pattern node: -1 for any, else they must agree.
         edge_labels: integers (m,), in the order of graph.edges, and pattern_edge_labels one for each pattern edge.
-        limit: the list holds at most so many matches; which ones does not depend on threads.
+        limit: the list holds at most so many matches; which ones does not depend on threads. All are counted first.
         seeds: nodes (S,) of the graph, the only ones to match pattern node 0; symmetry is then broken among the
             automorphisms that fix it.
         roots: (first, last), a range of ranks (`graph.rank`) for the first node that the search matches: counts of
@@ -69,16 +71,38 @@ def match(
 
     Raises:
         TypeError, ValueError, IndexError: arguments that do not fit, a pattern that is not connected or too large, or a
-            list that would not fit in half of the memory; the message names the argument.
+            list that would not fit in half of the memory; the message names the argument. OverflowError: more matches
+            than int64 holds.
 
     Source: plans as in Mawhirter and Wu, AutoMine (2019), and Jamshidi et al., Peregrine (2020); symmetry as in Grochow
         and Kellis (2007).
     """
-    search = _Search("match", graph, pattern, induced, symmetry, seeds, limit, roots)
-    search.label(node_labels, pattern_node_labels, edge_labels, pattern_edge_labels)
     if output not in _OUTPUTS:
         raise ValueError(f"match: output is {output!r}, expected one of {', '.join(_OUTPUTS)}")
+    search = _Search("match", graph, pattern, induced, symmetry, seeds, limit, roots, output == "list")
+    search.label(node_labels, pattern_node_labels, edge_labels, pattern_edge_labels)
     return search.run(output)
+
+
+def searched(
+    op: str,
+    graph: Any,
+    pattern: Any,
+    roots: tuple[int, int],
+    *,
+    induced: bool = False,
+    symmetry: str = "break",
+    output: str = "count",
+    **labels: Any,
+) -> tuple[Tensor, int]:
+    """The count of :func:`match` from a range of roots, and a checksum of what was asked for."""
+    if output not in _OUTPUTS:
+        raise ValueError(f"{op}: output is {output!r}, expected one of {', '.join(_OUTPUTS)}")
+    search = _Search(op, graph, pattern, induced, symmetry, None, None, roots)
+    search.label(**dict.fromkeys(_LABELS) | labels)
+    asked = [output.encode(), str(search.plan.multiplier).encode(), search.tensors.code.numpy().tobytes()]
+    asked += [b"" if t is None else t.cpu().numpy().tobytes() for t in search.tensors[3:5]]
+    return search.run(output), zlib.crc32(b"|".join(asked))
 
 
 def match_batches(graph: Any, pattern: Any, *, size: int = 1 << 16, **options: Any) -> Iterator[Tensor]:
@@ -137,8 +161,10 @@ class _Tensors(NamedTuple):
 class _Search:
     """One call of match: checks, plan, and what to run."""
 
-    def __init__(self, op, graph, pattern, induced, symmetry, seeds, limit, roots=None) -> None:
+    def __init__(self, op, graph, pattern, induced, symmetry, seeds, limit, roots=None, lists=True) -> None:
         self.op, self.graph, self.pattern = op, Graph.of(graph), pattern
+        if limit is not None and not lists:
+            raise ValueError(f"{op}: limit is {limit!r} beside counts, expected None: it is for output='list'")
         if not isinstance(induced, bool):
             raise TypeError(f"{op}: induced is {induced!r}, expected a bool")
         if symmetry not in ("break", "all"):
@@ -146,17 +172,21 @@ class _Search:
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):
             raise ValueError(f"{op}: limit is {limit!r}, expected an int of at least 0, or None")
         self.induced, self.symmetry, self.limit = induced, symmetry, limit
+        self.offsets: Tensor | None = None
         self.rooted = seeds is not None
         self.seeds = None if seeds is None else self._seeds(seeds)
         if roots is not None:
-            self.seeds = self._range(*roots)
+            self.seeds = self._range(roots)
 
-    def _range(self, first: int, last: int) -> Tensor:
+    def _range(self, roots: tuple[int, int]) -> Tensor:
         if self.rooted:
             raise ValueError(f"{self.op}: roots is given beside seeds, expected one of them")
+        if not (isinstance(roots, tuple) and len(roots) == 2 and all(isinstance(r, int) for r in roots)):
+            raise TypeError(f"{self.op}: roots is {roots!r}, expected two ints (first, last)")
+        first, last = roots
         if not 0 <= first <= last <= self.graph.num_nodes:
             raise ValueError(f"{self.op}: roots is {(first, last)}, expected a range of [0, {self.graph.num_nodes}]")
-        return torch.arange(first, last, dtype=torch.int32)
+        return torch.arange(first, last, dtype=torch.int32, device=self.graph.device)
 
     def _seeds(self, seeds: Tensor) -> Tensor:
         if not isinstance(seeds, Tensor) or seeds.dtype not in _INT_DTYPES:
@@ -165,7 +195,7 @@ class _Search:
         bad = seeds[(seeds < 0) | (seeds >= self.graph.num_nodes)]
         if bad.numel():
             raise IndexError(f"{self.op}: seeds holds {int(bad[0])}, expected nodes in [0, {self.graph.num_nodes})")
-        return self.graph.rank[seeds.flatten().long().unique()].sort().values.int()
+        return self.graph.rank[seeds.flatten().long().unique().to(self.graph.device)].sort().values.int()
 
     def label(self, node_labels, pattern_node_labels, edge_labels, pattern_edge_labels) -> None:
         graph = self.graph
@@ -202,7 +232,7 @@ class _Search:
         if count and not (int(labels.min()) >= 0 and int(labels.max()) < 2**31):
             bad = labels[(labels < 0) | (labels >= 2**31)]
             raise ValueError(f"{self.op}: {name} holds {int(bad[0])}, expected labels in [0, 2**31)")
-        return labels.int()
+        return labels.to(self.graph.device, torch.int32)
 
     def run(self, output: str) -> Tensor:
         plan, graph = self.plan, self.graph
@@ -213,7 +243,7 @@ class _Search:
             parts = list(self.parts(max(-(-total // group), 1) * group))  # one part
             return parts[0] if parts else torch.empty(0, plan.pattern.num_nodes, dtype=torch.int64)
         if output in ("count", "graph_counts"):
-            found = _by_root(*self.tensors) * plan.multiplier
+            found = self.count() * plan.multiplier
             if output == "count":
                 return found.sum()
             ranks = slice(None) if self.seeds is None else self.seeds.long()
@@ -231,9 +261,18 @@ class _Search:
         counts[graph.order.long()] = node * plan.multiplier
         return counts.sum(1) if output == "node_counts" else counts
 
+    def count(self) -> Tensor:
+        """Classes of matches by root; the number of all matches fits int64."""
+        found = _by_root(*self.tensors)
+        if float(found.sum(dtype=torch.float64)) * self.plan.multiplier > 9.2e18:
+            raise OverflowError(f"{self.op}: more matches than int64 holds")
+        return found
+
     def total(self) -> int:
         """Length of the list."""
-        self.offsets = torch.cat([torch.zeros(1, dtype=torch.int64), _by_root(*self.tensors).cumsum(0)])
+        if self.offsets is None:
+            found = self.count()
+            self.offsets = torch.cat([found.new_zeros(1), found.cumsum(0)])
         total = int(self.offsets[-1]) * self.plan.multiplier
         return total if self.limit is None else min(total, self.limit)
 
@@ -274,6 +313,11 @@ def _(index, adjacency, code, node_labels, edge_labels, roots):
     return found
 
 
+@_by_root.cuda
+def _(*args):
+    return count_matches(_by_root, *args)
+
+
 @_by_root.fake
 def _(index, adjacency, code, node_labels, edge_labels, roots):
     return index.new_empty(num_nodes(index) if roots is None else roots.shape[0])
@@ -283,9 +327,17 @@ def _(index, adjacency, code, node_labels, edge_labels, roots):
 def _(index, adjacency, code, node_labels, edge_labels, roots, node_orbits, edge_orbits):
     node = torch.zeros(num_nodes(index), node_orbits, dtype=torch.int64)
     edge = torch.zeros(num_edges(index, adjacency), edge_orbits, dtype=torch.int64)
-    outputs = None, node if node_orbits else None, edge if edge_orbits else None, None, None
+    found = torch.zeros(num_nodes(index) if roots is None else roots.shape[0], dtype=torch.int64)
+    outputs = found, node if node_orbits else None, edge if edge_orbits else None, None, None
     _cpu.match(*outputs, index, adjacency, code, node_labels, edge_labels, roots, 0, torch.get_num_threads())
+    if float(found.sum(dtype=torch.float64)) * 8 > 9.2e18:  # a node has one of eight places at most
+        raise OverflowError("match: more matches than int64 holds")
     return node, edge
+
+
+@_tally.cuda
+def _(*args):
+    return on_cpu(_tally, *args)
 
 
 @_tally.fake
@@ -300,6 +352,11 @@ def _(index, adjacency, code, node_labels, edge_labels, roots, offsets, skip, ta
     labels = node_labels, edge_labels
     _cpu.match(None, None, None, found, offsets, index, adjacency, code, *labels, roots, skip, torch.get_num_threads())
     return found
+
+
+@_list.cuda
+def _(*args):
+    return on_cpu(_list, *args)
 
 
 @_list.fake
