@@ -100,7 +100,7 @@ def orca_nodes(
     Args:
         edge_list: (m, 2) node ids ≥ 0; loops are dropped, an edge that comes twice counts once.
         num_nodes: by default the greatest id + 1.
-        graphlet_size: 4 or 5, and 3.
+        graphlet_size: 3, 4 or 5 (3 only here).
 
     Returns:
         int64 (num_nodes, 15 | 73 | 4).
@@ -129,7 +129,7 @@ def orca_edges(
 
 def _check_size(owner: str, graphlet_size: int) -> None:
     if graphlet_size not in (3, 4, 5):
-        raise ValueError(f"{owner}: graphlet_size is {graphlet_size!r}, expected 4 or 5")
+        raise ValueError(f"{owner}: graphlet_size is {graphlet_size!r}, expected 3, 4 or 5")
 
 
 def _simple_graph(owner: str, edge_list: np.ndarray | Tensor | Iterable[tuple[int, int]], n: int | None) -> Graph:

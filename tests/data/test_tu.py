@@ -175,6 +175,7 @@ def test_packed_file_that_is_wrong(packed, old, new, message):
         ("node_labels", "7\n", "7, 2\n", r"_node_labels\.txt:6: 2 numbers, expected one label"),
         ("edge_labels", "70\n", "", r"_edge_labels\.txt: 6 lines, expected 7"),
         ("node_attributes", "4.5, -4\n", "", r"_node_attributes\.txt: 5 lines, expected 6"),
+        ("node_attributes", OFFICIAL["node_attributes"], "", r"_node_attributes\.txt: 0 lines, expected 6"),
         ("node_attributes", "4.5, -4\n", "4.5, a\n", r"_node_attributes\.txt: could not convert string"),
     ],
 )
@@ -183,6 +184,28 @@ def test_official_file_that_is_wrong(tmp_path, kind, old, new, message):
     folder = write_official(tmp_path / "TOY", **{kind: OFFICIAL[kind].replace(old, new)})
     with pytest.raises(ValueError, match=message):
         read_tu(folder)
+
+
+@pytest.mark.parametrize(("suffix", "opener"), [(".xz", lzma.open), (".gz", gzip.open)])
+def test_attributes_that_cannot_be_decompressed(tmp_path, suffix, opener):
+    folder = write_official(tmp_path / "TOY")
+    (folder / "TOY_node_attributes.txt").unlink()
+    path = folder / f"TOY_node_attributes.txt{suffix}"
+    with opener(path, "wt") as file:
+        file.write(OFFICIAL["node_attributes"])
+    assert read_tu(folder).node_attributes[3].tolist() == [3.5, -3]
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    for wrong in (whole[:20], b"0.5, 1\n" * 6, whole[:middle] + bytes(8 * [255]) + whole[middle + 8 :]):
+        path.write_bytes(wrong)
+        with pytest.raises(ValueError, match=rf"TOY_node_attributes\.txt\{suffix}: cannot be decompressed"):
+            read_tu(folder)
+
+
+def test_first_line_is_no_promise(packed):
+    packed.write_text(PACKED.replace("3\n3 1", "100000000000000000\n3 1"))
+    with pytest.raises(ValueError, match=r":11: the text ends, expected 'n label' of graph 4 of 100000000000000000"):
+        read_tu(packed)
 
 
 def test_mutag_ships_with_the_package():
@@ -230,6 +253,31 @@ def test_edge_list(tmp_path):
         path.write_text(text)
         edges, n = read_edge_list(path)
         assert (edges.shape, n) == ((2, 0), 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "nodes"),
+    [
+        ("# Directed graph\n# Nodes: 9 Edges: 1\n# FromNodeId\tToNodeId\n0 1\n", 9),
+        ("# Nodes:\t9\tEdges:\t1\r\n0 1\r\n", 9),
+        ("# as-22july06 undirected simple nodes 9 edges 1\n0 1\n", 9),
+        ("# without the nodes 9 and 10\n0 1\n", 2),
+        ("# all nodes: 9, edges: 4\n0 1\n", 2),
+        ("# nodes 9\n0 1\n", 2),
+        ("0 1\n# Nodes: 9 Edges: 1\n", 2),
+        ("# Nodes: 999999999999 Edges: 1\n0 1\n", 2),
+        ("# \n" * 100 + "# Nodes: 9 Edges: 1\n0 1\n", 2),
+    ],
+)
+def test_edge_list_headers(tmp_path, text, nodes):
+    path = tmp_path / "net.txt"
+    path.write_bytes(text.encode())
+    assert read_edge_list(path)[1] == nodes
+
+
+def test_edge_list_in_a_folder(tmp_path):
+    with pytest.raises(ValueError, match="is a folder, expected a file"):
+        read_edge_list(tmp_path)
 
 
 @pytest.mark.parametrize(

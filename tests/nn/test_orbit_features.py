@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from innerloop.compat import orca_edges, orca_nodes
+from innerloop.nn import orbit_features
 from innerloop.nn.orbit_features import AddOrbitCounts, AddSubstructureCounts
 
 # A triangle 0-1-2 with the tail 2-3, both directions; node 4 is alone.
@@ -42,6 +43,32 @@ def test_counts_go_behind_what_is_there(dtype):
     assert torch.equal(graph.h, torch.cat([before, FIRST.to(dtype)], 1))
     assert AddOrbitCounts(3, attr="h")(paw(h=before)).h.is_floating_point()
     assert AddOrbitCounts(3)(paw(x=torch.zeros(5))).x.shape == (5, 5)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "wanted"),
+    [
+        (torch.bool, torch.int64),
+        (torch.uint8, torch.int64),
+        (torch.int32, torch.int64),
+        (torch.float16, torch.float64),
+        (torch.bfloat16, torch.float64),
+        (torch.float32, torch.float32),
+    ],
+)
+def test_counts_are_not_rounded(dtype, wanted):
+    leaves = torch.arange(1, 501)
+    star = SimpleNamespace(edge_index=torch.stack([torch.zeros_like(leaves), leaves]), num_nodes=501)
+    star.x = torch.ones(501, 1, dtype=dtype)
+    x = AddOrbitCounts(3, log=False)(star).x
+    assert x.dtype == wanted
+    assert x[0].tolist() == [1, 500, 0, 500 * 499 // 2, 0]
+
+
+def test_counts_beyond_float32():
+    counts = torch.tensor([[2**24 + 1]])
+    assert orbit_features._dtype_for(counts, torch.float32) == torch.float64
+    assert orbit_features._dtype_for(counts - 1, torch.float32) == torch.float32
 
 
 def test_mappings_and_graphs_without_a_number_of_nodes():
@@ -84,6 +111,12 @@ def test_transforms_say_what_they_are():
     ("make", "error", "message"),
     [
         (lambda: AddOrbitCounts(6), ValueError, "AddOrbitCounts: k is 6, expected 3, 4 or 5"),
+        (
+            lambda: AddSubstructureCounts(["triangel"]),
+            ValueError,
+            "AddSubstructureCounts: pattern 'triangel' is unknown",
+        ),
+        (lambda: AddSubstructureCounts([3]), TypeError, "AddSubstructureCounts: pattern is int"),
         (lambda: AddSubstructureCounts([]), ValueError, "patterns is empty, expected at least one"),
         (lambda: AddSubstructureCounts(["triangle"], "graph"), ValueError, "scope is 'graph', expected node or edge"),
         (lambda: AddOrbitCounts()(SimpleNamespace(x=1)), TypeError, "SimpleNamespace has no edge_index"),
@@ -121,7 +154,7 @@ def test_orca_edges_and_sizes():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((EDGES, None, 6), ValueError, "orca_nodes: graphlet_size is 6, expected 4 or 5"),
+        ((EDGES, None, 6), ValueError, "orca_nodes: graphlet_size is 6, expected 3, 4 or 5"),
         (([(0, 1, 2)],), ValueError, r"orca_nodes: edge_list is torch.int64 of shape \(1, 3\), expected integers"),
         (([(0.0, 1.0)],), ValueError, r"orca_nodes: edge_list is torch.float32 of shape \(1, 2\), expected integers"),
         ((EDGES, 3), IndexError, "3"),

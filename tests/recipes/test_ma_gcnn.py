@@ -2,6 +2,7 @@
 """The motif classifier: settings, folds and protocols, inputs, one run, resume, evaluation, comparison."""
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -94,6 +95,11 @@ def test_settings_of_the_paper():
         "accuracy %": 93.89,
         "std": 5.24,
     }
+    assert {source for source in PUBLISHED["MUTAG"] if "MA-GCNN" not in source} == {
+        "PATCHY-SAN (recalled, protocol not checked)",
+        "DGCNN (recalled, protocol not checked)",
+        "GIN-0 (recalled, gin protocol)",
+    }
     assert PUBLISHED["COLLAB"]["GIN (honest, README of diningphil/gnn-comparison)"]["accuracy %"] == 75.6
     assert not any("honest" in source for source in PUBLISHED["MUTAG"])
 
@@ -111,6 +117,7 @@ def test_settings_of_the_paper():
         ({"holdout": 0.6}, "holdout is 0.6, expected above 0 and at most 0.5"),
         ({"lrs": []}, r"lrs is \[\], expected at least one"),
         ({"lrs": [float("nan")]}, r"lrs is \[nan\], expected at least one"),
+        ({"lrs": [0.1, 0.1]}, r"lrs is \[0.1, 0.1\], expected at least one finite number above 0, and none twice"),
         ({"seeds": [1, 1]}, r"seeds is \[1, 1\], expected at least one, none negative and none twice"),
         ({"momentum": -1.0}, "momentum is -1.0, expected a finite number"),
         ({"protocol": "gin", "lrs": [0.1, 0.2]}, r"lrs is \[0.1, 0.2\], expected one with protocol gin"),
@@ -157,6 +164,16 @@ def test_holdout_is_a_tenth_of_each_class():
         split_holdout(items[:9], labels)
 
 
+@pytest.mark.parametrize(("fraction", "held"), [(0.3, 57), (0.15, 29), (0.5, 94), (0.45, 85), (1 / 3, 63)])
+def test_holdout_is_the_share_that_was_asked_for(fraction, held):
+    labels = torch.arange(2).repeat_interleave(torch.tensor([63, 125]))
+    rest, part = split_holdout(torch.arange(188), labels, fraction)
+    assert (len(part), len(rest)) == (held, 188 - held)
+    assert torch.cat([rest, part]).sort().values.tolist() == list(range(188))
+    counts = labels[part].bincount()
+    assert (counts - fraction * torch.tensor([63, 125])).abs().max() <= 1
+
+
 def test_fixed_folds(tmp_path):
     labels = torch.tensor([0, 1] * 10)
     path = tmp_path / "folds.json"
@@ -166,6 +183,8 @@ def test_fixed_folds(tmp_path):
         path.write_text(text)
         with pytest.raises(ValueError, match=r"folds\.json: expected \{\"test\""):
             read_folds(path, labels)
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.json: no such file"):
+        read_folds(tmp_path / "nowhere.json", labels)
 
 
 @pytest.mark.parametrize(
@@ -340,7 +359,7 @@ def test_a_run_is_a_function_of_its_seed(dataset, variant):
 
 @pytest.mark.parametrize("protocol", ["honest", "gin", "best-test-epoch"])
 def test_what_a_run_sees(dataset, monkeypatch, protocol):
-    """Training, hold-out and test graphs do not meet, and the honest protocol tests once."""
+    """Training, hold-out and test graphs do not meet, and a run of the honest protocol does not test."""
     config = make_config("structure-free", protocol, **SMALL | {"lrs": [0.1]})
     problem = make_problem(dataset, config)
     test = stratified_folds(problem.labels, 3)[0]
@@ -360,16 +379,15 @@ def test_what_a_run_sees(dataset, monkeypatch, protocol):
     outcome = train(problem, test, config, Run(0, 0.1, 0))
     everything, tested = set(range(40)), set(test.tolist())
     if protocol == "honest":
-        assert measured.count(tested) == 1
-        assert measured[-1] == tested
-        (holdout,) = {frozenset(items) for items in measured[:-1]}
+        assert outcome.test_accuracy is None
+        (holdout,) = {frozenset(items) for items in measured}
         assert trained == [everything - tested - holdout] * 3
         assert not holdout & tested
         ranks = [(e["holdout_accuracy"], -e["holdout_loss"]) for e in outcome.epochs]
         assert outcome.chosen_epoch == 1 + ranks.index(max(ranks))
     else:
         assert trained == [everything - tested] * 3
-        assert measured == [tested] * 4
+        assert measured == [tested] * 3
         curve = [e["test_accuracy"] for e in outcome.epochs]
         assert outcome.chosen_epoch == (3 if protocol == "gin" else 1 + curve.index(max(curve)))
         assert outcome.test_accuracy == curve[outcome.chosen_epoch - 1]
@@ -442,6 +460,37 @@ def test_learning_rate_is_chosen_by_the_holdout(finished):
         assert chosen["lr"] == max(ranks, key=ranks.get)
 
 
+def test_only_the_chosen_runs_are_tested(dataset, tmp_path, monkeypatch, capsys):
+    tested = []
+
+    def once(problem, network, items):
+        tested.append(tuple(items.tolist()))
+        return accuracy(problem, network, items)
+
+    monkeypatch.setattr(experiment, "accuracy", once)
+    folds = stratified_folds(dataset.labels, 3)
+    fit_on(dataset, make_config("structure-free", **SMALL), folds, tmp_path, **QUIET)
+    assert tested == [tuple(fold.tolist()) for fold in folds for _ in range(2)]  # two seeds
+    for path in (tmp_path / "runs").glob("*.pt"):
+        assert torch.load(path, weights_only=True)["outcome"]["test_accuracy"] is None
+    out = capsys.readouterr().out
+    assert out.count("hold-out accuracy") == 9
+    assert "test accuracy" not in out
+
+
+def test_learning_rates_have_a_file_each():
+    assert Run(0, 0.1, 0).name == "fold0-lr0.1-seed0"
+    assert Run(0, 0.1, 0).name != Run(0, 0.1000000001, 0).name
+    assert Run(0, 1, 0).name == Run(0, 1.0, 0).name
+
+
+def test_training_time_is_that_of_all_runs(finished):
+    folder, result = finished["honest"]
+    seconds = [torch.load(p, weights_only=True)["outcome"]["seconds"] for p in (folder / "runs").glob("*.pt")]
+    assert min(seconds) > 0
+    assert result["training_seconds"] == pytest.approx(sum(seconds))
+
+
 def test_printed_result_names_the_protocol(toy, tmp_path, capsys):
     settings = SMALL | {"lrs": [0.1], "epochs": 1}
     fit(data=toy, variant="structure-free", protocol="best-test-epoch", output=tmp_path, **settings, **QUIET)
@@ -459,7 +508,7 @@ def test_fixed_folds_and_graphs_that_are_never_tested(toy, tmp_path, capsys):
     assert "32 of 40 graphs are in no test fold" in capsys.readouterr().out
     path.write_text(json.dumps({"test": [[0, 1], [2, 39]]}))
     with pytest.raises(ValueError, match="folds 0 hold a single class each"):
-        fit(data=toy, folds=path, variant="structure-free", output=tmp_path / "run", **SMALL, **QUIET)
+        fit(data=toy, folds=path, variant="structure-free", output=tmp_path / "other", **SMALL, **QUIET)
 
 
 def test_resume(toy, finished, tmp_path, monkeypatch):
@@ -494,8 +543,20 @@ def test_resume(toy, finished, tmp_path, monkeypatch):
         fit(**arguments | {"data": write_toy(tmp_path / "TOY.txt", 44)}, resume="auto")
     with pytest.raises(ValueError, match=r"resume is 'last\.ckpt', expected auto"):
         fit(**arguments, resume="last.ckpt")
-    monkeypatch.setattr(experiment, "train", train)
-    fit(**arguments | {"epochs": 2})  # without resume the old runs are gone
+    with pytest.raises(ValueError, match=r"lrs was .*name another --output"):  # its runs would stand beside the others
+        fit(**arguments | {"lrs": [1.0]}, resume="auto")
+    assert started == []
+
+
+@pytest.mark.parametrize("left", ["metrics.json", "runs/fold0-lr0.01-seed0.pt"])
+def test_fit_does_not_overwrite(toy, tmp_path, capsys, left):
+    path = tmp_path / left
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("precious")
+    assert main(["ma-gcnn", "fit", "--data", str(toy), "--output", str(tmp_path)]) == 2
+    expected = f"holds the {left} of a run, expected another output, or --resume auto to go on\n"
+    assert capsys.readouterr().err == f"innerloop: {tmp_path}: {expected}"
+    assert path.read_text() == "precious"
 
 
 @pytest.mark.parametrize("protocol", ["honest", "best-test-epoch"])
@@ -514,6 +575,24 @@ def test_evaluate_errors(finished, tmp_path):
         evaluate(finished["gin"][0])
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("config", {"epochs": 9}, "epochs was 9 and is 3"),
+        ("data_digest", "0", "other data"),
+        ("folds_digest", "0", "other folds"),
+    ],
+)
+def test_evaluate_refuses_runs_of_another_experiment(finished, tmp_path, name, value, message):
+    folder = shutil.copytree(finished["honest"][0], tmp_path / "run")
+    (path, *_) = (p for p in folder.glob("runs/*.pt") if "seed1" in p.name)  # of seed 1 only the chosen ones are there
+    saved = torch.load(path, weights_only=True)
+    saved[name] = saved[name] | value if isinstance(value, dict) else value
+    torch.save(saved, path)
+    with pytest.raises(ValueError, match=rf"{path.name}: not a run of this experiment: {message}"):
+        evaluate(folder)
+
+
 def test_compare(toy, tmp_path, capsys):
     variants = ["structure-free", "ma-gcnn"]
     settings = {"epochs": 1, "num_folds": 3, "seeds": [0], "lrs": [0.1], "batch_size": 8}
@@ -529,7 +608,9 @@ def test_compare(toy, tmp_path, capsys):
     assert "| ma-gcnn, measured | " in out
     again = compare(variants=variants, data=toy, output=tmp_path, **settings, **QUIET)
     assert again == result
-    assert "test accuracy" not in capsys.readouterr().out  # nothing was trained again
+    assert "hold-out accuracy" not in capsys.readouterr().out  # nothing was trained again
+    with pytest.raises(ValueError, match="batch_size was 8 and is 9; name another --output"):
+        compare(variants=variants, data=toy, output=tmp_path, **settings | {"batch_size": 9}, **QUIET)
     with pytest.raises(ValueError, match="expected at least one, and none twice"):
         compare(variants=["ma-gcnn", "ma-gcnn"], data=toy, output=tmp_path)
 
@@ -547,6 +628,20 @@ def test_command_line(toy, tmp_path, capsys):
     assert row in capsys.readouterr().out
     assert main(["ma-gcnn", "fit", "--workers", "0"]) == 1
     assert capsys.readouterr().err == "innerloop: workers is 0, expected at least 1\n"
+
+
+@pytest.mark.parametrize("device", ["foo", "cuda:x", "cuda:99", "meta", ""])
+def test_devices_that_there_are_not(toy, tmp_path, capsys, device):
+    for arguments in (["fit", "--data", str(toy)], ["compare", "--data", str(toy)], ["evaluate", str(tmp_path)]):
+        assert main(["ma-gcnn", *arguments, "--device", device]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"innerloop: device is {device!r}, expected")
+        assert error.count("\n") == 1
+
+
+def test_folds_that_are_missing(toy, tmp_path, capsys):
+    assert main(["ma-gcnn", "fit", "--data", str(toy), "--folds", str(tmp_path / "nofile.json")]) == 1
+    assert capsys.readouterr().err == f"innerloop: {tmp_path / 'nofile.json'}: no such file\n"
 
 
 def test_default_is_the_embedded_set(monkeypatch, tmp_path, capsys):

@@ -80,21 +80,55 @@ def test_threads(network):
         ("0 1\n2\n", [], "net.txt:2: 1 numbers, expected two node ids"),
         ("0 1\n", ["--output", "x.json"], "output is 'x.json', expected a name that ends in one of .csv, .txt, .npz"),
         ("0 1\n", ["--threads", "0"], "threads is 0, expected at least 1"),
-        ("0 1\n", ["--output", "nowhere/x.csv"], "nowhere/x.csv"),
+        # An output is looked at before the file is read.
+        (None, ["--output", "nowhere/x.csv"], "output is 'nowhere/x.csv', expected a file in a folder that is there"),
+        (None, ["--output", "folder.csv"], "output is 'folder.csv', a folder, expected a file"),
     ],
 )
 def test_errors_are_one_line(tmp_path, monkeypatch, capsys, text, options, message):
     monkeypatch.chdir(tmp_path)
+    Path("folder.csv").mkdir()
     if text is not None:
         Path("net.txt").write_text(text)
-    assert main(["motif", "count", "net.txt", *options]) == 1
+    assert main(["motif", "count", "net.txt", *options]) == (2 if options else 1)
     error = capsys.readouterr().err
     assert error.startswith("innerloop: ")
     assert message in error
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [[], ["count"], ["count", "x", "--k", "6"], ["list"]])
+def test_folder_as_input(tmp_path, capsys):
+    assert main(["motif", "count", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == f"innerloop: {tmp_path}: is a folder, expected a file\n"
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".txt", ".npz"])
+def test_output_is_whole_or_as_it_was(network, tmp_path, monkeypatch, capsys, suffix):
+    output = tmp_path / f"orbits{suffix}"
+    output.write_text("old")
+
+    def fail(file, *arguments, **options):
+        file.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(np, "savez_compressed" if suffix == ".npz" else "savetxt", fail)
+    assert main(["motif", "count", str(network), "--output", str(output)]) == 1
+    assert capsys.readouterr().err == "innerloop: disk full\n"
+    assert output.read_text() == "old"
+    assert {path.name for path in tmp_path.iterdir()} == {network.name, output.name}
+
+
+def test_reader_that_has_seen_enough(network):
+    script = f"import sys; from innerloop.cli import main; sys.exit(main(['motif', 'count', {str(network)!r}]))"
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as done:
+        done.stdout.close()
+        error = done.stderr.read()
+    assert (error, done.returncode) == (b"", 141)
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["count"], ["count", "x", "--k", "6"], ["count", "x", "--progress", "maybe"], ["list"]]
+)
 def test_wrong_usage(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["motif", *arguments])
@@ -109,8 +143,11 @@ def test_progress_is_for_terminals(network, monkeypatch, capsys):
     assert "[....................] reading" in shown
     assert "[##########..........] counting, 0 s" in shown
     assert shown.endswith("\r\033[K")
-    motif.count(network, output=network.with_suffix(".csv"), progress=False)
-    assert capsys.readouterr().err == ""
+    for option in (["--progress", "false"], ["--progress=false"], ["--no-progress"]):
+        assert main(["motif", "count", str(network), *option]) == 0
+        assert capsys.readouterr().err == ""
+    assert main(["motif", "count", str(network), "--progress", "true"]) == 0
+    assert "counting" in capsys.readouterr().err
 
 
 def test_interrupt(network, monkeypatch, capsys):

@@ -11,8 +11,10 @@ Text may be compressed, with ``.gz`` or ``.xz`` at the end of its name.
 from __future__ import annotations
 
 import gzip
+import io
 import lzma
 import re
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +25,10 @@ from torch import Tensor
 __all__ = ["GraphDataset", "load_mutag", "read_edge_list", "read_tu"]
 
 _EMBEDDED = Path(__file__).with_name("embedded")
+_MOST_NODES = 2**31  # of a Graph
+_MOST_COMMENTS = 100
+#: "# Nodes: N Edges: M" of SNAP, or "# name … nodes N edges M".
+_HEADER = re.compile(rb"#\s*(?:Nodes:|\S.*\snodes)\s+(\d{1,18})\s+(?:Edges:|edges)\s+\d+\s*")
 _SEPARATORS = np.isin(np.arange(256), np.frombuffer(b" \t\r\n,", np.uint8))
 
 
@@ -108,19 +114,21 @@ def read_edge_list(path: str | Path) -> tuple[Tensor, int]:
         path: of the text; ``.gz`` and ``.xz`` allowed.
 
     Returns:
-        int64 (2, E), one column a line, as in the file; and the number of nodes: the greatest id + 1, or the number
-        after "nodes" in the comments if that is greater.
+        int64 (2, E), one column a line, as in the file; and the number of nodes: the greatest id + 1, or that of a
+        header if it is greater: ``# Nodes: N Edges: M`` (SNAP) or ``# name … nodes N edges M``, in the comments before
+        the first edge.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a line that is not two ids ≥ 0; the message starts with ``file:line``.
+        ValueError: a folder; a line that is not two ids ≥ 0; the message starts with ``file:line``.
     """
     numbers = _Numbers(Path(path))
     numbers.expect(np.flatnonzero(numbers.counts), 2, "two node ids")
     numbers.check(numbers.values >= 0, "node ids of at least 0")
     edges = numbers.values.reshape(-1, 2)
-    named = re.search(rb"\bnodes\b\W{0,3}(\d+)", numbers.comments, re.IGNORECASE)
-    num_nodes = max(int(edges.max(initial=-1)) + 1, int(named[1]) if named else 0)
+    headers = filter(None, map(_HEADER.fullmatch, numbers.comments))
+    named = next((n for header in headers if (n := int(header[1])) < _MOST_NODES), 0)
+    num_nodes = max(int(edges.max(initial=-1)) + 1, named)
     return torch.from_numpy(np.ascontiguousarray(edges.T)), num_nodes
 
 
@@ -130,7 +138,7 @@ class _Numbers:
     Attributes:
         values: int64 (T,), in order of the text. line: (T,), of each, from 0.
         counts: (L,), integers in each line. start: (L,), position of the first one of each line in ``values``.
-        comments: lines that start with # or %, which hold no numbers.
+        comments: the lines before any other that start with # or %, 100 at most. All such lines hold no numbers.
     """
 
     def __init__(self, path: Path) -> None:
@@ -140,12 +148,12 @@ class _Numbers:
         if len(data) and data[-1] != ord("\n"):
             ends = np.append(ends, len(data))
         begins = np.concatenate([[0], ends[:-1] + 1]) if len(ends) else ends
-        comments = []
-        for line in np.flatnonzero(np.isin(data[begins], [ord("#"), ord("%")])):
+        self.comments: list[bytes] = []
+        for place, line in enumerate(np.flatnonzero(np.isin(data[begins], [ord("#"), ord("%")]))):
             text = data[begins[line] : ends[line]]
-            comments.append(text.tobytes())
+            if place == line < _MOST_COMMENTS:
+                self.comments.append(text.tobytes())
             text[:] = ord(" ")
-        self.comments = b"\n".join(comments)
         inside = np.concatenate([[False], ~_SEPARATORS[data], [False]])
         first, stop = np.flatnonzero(inside[1:] != inside[:-1]).reshape(-1, 2).T
         self.line = np.searchsorted(ends, first)
@@ -195,13 +203,15 @@ class _Numbers:
 
 
 def _read(path: Path) -> bytes:
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder, expected a file")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     opener = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, Path.open)
     try:
         with opener(path, "rb") as file:
             return file.read()
-    except (EOFError, gzip.BadGzipFile, lzma.LZMAError) as error:
+    except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
         raise ValueError(f"{path}: cannot be decompressed: {error}") from error
 
 
@@ -260,8 +270,11 @@ def _labels(path: Path | None, length: int) -> np.ndarray | None:
 def _attributes(path: Path | None, length: int) -> np.ndarray | None:
     if path is None:
         return None
+    data = _read(path)
     try:
-        rows = np.loadtxt(path, np.float32, delimiter=",", ndmin=2)
+        text = io.StringIO(data.decode())
+        # loadtxt warns of an empty text
+        rows = np.loadtxt(text, np.float32, None, ",", ndmin=2) if data.strip() else np.empty((0, 0), np.float32)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if len(rows) != length:
@@ -277,11 +290,11 @@ def _read_packed(path: Path) -> GraphDataset:
     numbers.expect(np.arange(min(1, num_lines)), 1, "the number of graphs")
     if not num_lines or values[0] < 0:
         raise ValueError(f"{path}:1: expected the number of graphs")
-    headers = np.empty(values[0], np.int64)
+    headers = np.empty(min(values[0], num_lines), np.int64)  # each graph has a line, whatever the first one says
     at = 1
-    for i in range(len(headers)):
+    for i in range(values[0]):
         if at >= num_lines:
-            raise ValueError(f"{path}:{at + 1}: the text ends, expected 'n label' of graph {i + 1} of {len(headers)}")
+            raise ValueError(f"{path}:{at + 1}: the text ends, expected 'n label' of graph {i + 1} of {values[0]}")
         numbers.expect(np.array([at]), 2, "'n label' of a graph")
         headers[i] = at
         if values[start[at]] < 0:

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
+from ..ops._patterns import as_pattern
 from ..ops.match import match
 from ..ops.node_orbits import node_orbits
 from ..simple_graph import Graph
@@ -25,7 +26,8 @@ class AddOrbitCounts:
 
     Args:
         k: nodes of the largest graphlets, 3, 4 or 5: 4, 15 or 73 columns.
-        log: takes log(1 + count), in float32; else counts, in the dtype of the attribute, int64 where there is none.
+        log: takes log(1 + count), in float32; else counts: int64, or the dtype of a floating-point attribute,
+            which turns float64 where that would round them.
         attr: name of the attribute; counts go behind its columns, or make a new one.
 
     Call:
@@ -58,13 +60,15 @@ class AddSubstructureCounts:
         scope: "node" appends to ``attr``, by default ``x``; "edge" gives a row to each column of ``edge_index``, equal
             in both directions, 0 for self loops, by default in ``edge_attr``.
         induced: whether matches are induced subgraphs.
-        log: takes log(1 + count), in float32; else counts, in the dtype of the attribute, int64 where there is none.
+        log: takes log(1 + count), in float32; else counts: int64, or the dtype of a floating-point attribute,
+            which turns float64 where that would round them.
 
     Call:
         graph: as for :class:`AddOrbitCounts`.
 
     Raises:
-        ValueError: no pattern, another scope. TypeError: an object without ``edge_index``.
+        ValueError, TypeError: no pattern, or one that ``match`` does not take; another scope; an object without
+        ``edge_index``.
     """
 
     def __init__(
@@ -75,19 +79,19 @@ class AddSubstructureCounts:
         log: bool = False,
         attr: str | None = None,
     ) -> None:
-        if isinstance(patterns, str):
-            patterns = [patterns]
+        patterns = [patterns] if isinstance(patterns, str) else list(patterns)
         if not patterns:
             raise ValueError("AddSubstructureCounts: patterns is empty, expected at least one")
         if scope not in ("node", "edge"):
             raise ValueError(f"AddSubstructureCounts: scope is {scope!r}, expected node or edge")
-        self.patterns, self.scope, self.induced, self.log = list(patterns), scope, induced, log
+        self.patterns, self.scope, self.induced, self.log = patterns, scope, induced, log
+        self._checked = [as_pattern(pattern, "AddSubstructureCounts") for pattern in patterns]
         self.attr = attr or {"node": "x", "edge": "edge_attr"}[scope]
 
     def __call__(self, graph: GraphLike) -> GraphLike:
         simple = _graph_of(graph, "AddSubstructureCounts")
         output = "orbit_counts" if self.scope == "node" else "edge_counts"
-        columns = [match(simple, pattern, induced=self.induced, output=output) for pattern in self.patterns]
+        columns = [match(simple, pattern, induced=self.induced, output=output) for pattern in self._checked]
         counts = torch.cat([c if c.dim() == 2 else c[:, None] for c in columns], dim=1)
         if self.scope == "edge":
             counts = _by_column(counts, simple, graph.edge_index)
@@ -119,13 +123,20 @@ def _by_column(counts: Tensor, simple: Graph, edge_index: Tensor) -> Tensor:
     return rows.masked_fill((low == high)[:, None], 0)
 
 
+def _dtype_for(counts: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of an attribute, or a wider one, that holds int64 counts as they are."""
+    if not dtype.is_floating_point:
+        return counts.dtype
+    return dtype if torch.equal(counts.to(dtype).double(), counts.double()) else torch.float64
+
+
 def _append(graph: GraphLike, attr: str, counts: Tensor, log: bool) -> GraphLike:
     if log:
         counts = counts.double().log1p().float()  # counts beyond 2²⁴ keep their digits until the logarithm is taken
     counts, before = counts.to(_get(graph, "edge_index").device), _get(graph, attr)
     if before is not None:
         before = before[:, None] if before.dim() == 1 else before
-        dtype = torch.promote_types(before.dtype, counts.dtype) if log else before.dtype
+        dtype = torch.promote_types(before.dtype, counts.dtype) if log else _dtype_for(counts, before.dtype)
         counts = torch.cat([before.to(dtype), counts.to(dtype)], dim=1)
     if isinstance(graph, Mapping):
         graph[attr] = counts

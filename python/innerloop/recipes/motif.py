@@ -4,18 +4,21 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
 
 from innerloop.data.tu import read_edge_list
 from innerloop.ops.node_orbits import edge_orbits, node_orbits
+from innerloop.recipes._run import UsageError
 from innerloop.simple_graph import Graph
 
 __all__ = ["count", "main"]
@@ -39,19 +42,28 @@ def main(arguments: Sequence[str]) -> int:
     command.add_argument("--edges", action="store_true", help="orbits of edges instead of nodes")
     command.add_argument("--output", type=Path, help="a .csv, .txt (the layout of orca) or .npz; default: print as csv")
     command.add_argument("--threads", type=int, help="CPU threads")
-    command.add_argument("--no-progress", action="store_true", help="no progress bar on the terminal")
+    command.add_argument(
+        "--progress", type=_truth, default=True, metavar="true|false", help="a bar on a terminal (true)"
+    )
+    command.add_argument("--no-progress", dest="progress", action="store_false", help="the same as --progress false")
     given = parser.parse_args(list(arguments))
     try:
-        count(given.file, given.k, given.edges, given.output, given.threads, not given.no_progress)
+        count(given.file, given.k, given.edges, given.output, given.threads, given.progress)
     except KeyboardInterrupt:
         print("innerloop: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of the printed rows has seen enough
-        sys.stdout = None
+    except BrokenPipeError:
+        raise  # innerloop.cli ends quietly
     except (OSError, ValueError, MemoryError) as error:
         print(f"innerloop: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
     return 0
+
+
+def _truth(word: str) -> bool:
+    if word.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{word!r}, expected true or false")
+    return word.lower() == "true"
 
 
 def count(
@@ -77,13 +89,14 @@ def count(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a malformed file, or an output of another kind.
+        UsageError: an output of another kind, or one that cannot be written; fewer than 1 threads.
+        ValueError: a malformed file.
     """
-    if output is not None and output.suffix not in _SUFFIXES:
-        raise ValueError(f"output is {str(output)!r}, expected a name that ends in one of {', '.join(_SUFFIXES)}")
+    if output is not None:
+        _check_output(output)
     if threads is not None:
         if threads < 1:
-            raise ValueError(f"threads is {threads}, expected at least 1")
+            raise UsageError(f"threads is {threads}, expected at least 1")
         torch.set_num_threads(threads)
     with _bar(progress) as stage:
         stage("reading")
@@ -93,22 +106,44 @@ def count(
         stage("counting")
         orbits = (edge_orbits(graph, k) if edges else node_orbits(graph, k)).numpy()
         stage("writing" if output is not None else None)
-        _write(orbits, graph.edges.numpy() if edges else None, output)
+        ends = graph.edges.numpy() if edges else None
+        if output is None:
+            _write(orbits, ends, sys.stdout, ".csv")
+        else:
+            _replace(output, lambda file: _write(orbits, ends, file, output.suffix))
     return orbits
 
 
-def _write(orbits: np.ndarray, edges: np.ndarray | None, output: Path | None) -> None:
-    if output is not None and output.suffix == ".npz":
-        np.savez_compressed(output, **({} if edges is None else {"edges": edges}), orbits=orbits)
+def _check_output(output: Path) -> None:
+    if output.suffix not in _SUFFIXES:
+        raise UsageError(f"output is {str(output)!r}, expected a name that ends in one of {', '.join(_SUFFIXES)}")
+    if output.is_dir():
+        raise UsageError(f"output is {str(output)!r}, a folder, expected a file")
+    if not output.parent.is_dir():
+        raise UsageError(f"output is {str(output)!r}, expected a file in a folder that is there")
+
+
+def _replace(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+    """Writes a file that is there in whole, or not at all."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            write(file)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write(orbits: np.ndarray, edges: np.ndarray | None, file: IO, kind: str) -> None:
+    if kind == ".npz":
+        np.savez_compressed(file, **({} if edges is None else {"edges": edges}), orbits=orbits)
         return
-    if output is not None and output.suffix == ".txt":
-        np.savetxt(output, orbits, "%d")
+    if kind == ".txt":
+        np.savetxt(file, orbits, "%d")
         return
     keys, names = (edges, ["u", "v"]) if edges is not None else (np.arange(len(orbits))[:, None], ["node"])
     header = ",".join([*names, *(f"o{i}" for i in range(orbits.shape[1]))])
-    np.savetxt(
-        sys.stdout if output is None else output, np.hstack([keys, orbits]), "%d", ",", header=header, comments=""
-    )
+    np.savetxt(file, np.hstack([keys, orbits]), "%d", ",", header=header, comments="")
 
 
 @contextmanager

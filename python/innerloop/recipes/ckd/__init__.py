@@ -5,8 +5,9 @@
 methods with several seeds, all from one teacher.
 """
 
+from innerloop.recipes._statistics import paired
 from innerloop.recipes.ckd.config import METHODS, PRESETS, PUBLISHED, Config, make_config
-from innerloop.recipes.ckd.run import compare, evaluate, fit, paired, train_on
+from innerloop.recipes.ckd.run import compare, evaluate, fit, train_on
 from innerloop.recipes.ckd.tasks import Problem, read_images
 
 __all__ = [

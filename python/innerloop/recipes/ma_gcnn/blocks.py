@@ -15,7 +15,9 @@ from innerloop.nn.ma_gcnn import MAGCNN, MGCNN
 
 __all__ = ["forward_blocks", "number_blocks"]
 
-_KEYS = 1 << 38  # products with labels below 2¹⁴ are exact in float64, so equal blocks have equal keys
+#: Range of the random weights of a key. Sums may pass 2⁵³ and be rounded, so that keys are not exact: two blocks of one
+#: key are found by comparing blocks, and a block with two keys is only kept twice.
+_KEYS = 1 << 38
 _GRAPHS_AT_ONCE = 256
 
 

@@ -8,7 +8,6 @@ import json
 import multiprocessing
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -20,14 +19,14 @@ from torch import Tensor
 
 from innerloop.data.tu import GraphDataset
 from innerloop.nn._checkpoint import read_checkpoint
-from innerloop.recipes._run import _versions
+from innerloop.recipes._run import UsageError, _versions
 from innerloop.recipes._task import Interrupted
 from innerloop.recipes.ma_gcnn.config import PUBLISHED, Config, known_as
 from innerloop.recipes.ma_gcnn.splits import Score, score_best_test_epoch, score_gin, score_honest
 from innerloop.recipes.ma_gcnn.tasks import Problem, make_problem
-from innerloop.recipes.ma_gcnn.training import Outcome, Run, train
+from innerloop.recipes.ma_gcnn.training import Outcome, Run, accuracy, train
 
-__all__ = ["fit_on", "read_run"]
+__all__ = ["fit_on", "measure"]
 
 
 def fit_on(
@@ -46,13 +45,17 @@ def fit_on(
 
     Args:
         folds: test graphs of each fold, as of ``stratified_folds`` or ``read_folds``.
+
+    Raises:
+        UsageError: there are runs in ``output`` and ``resume`` is False.
+        ValueError: the runs there are of other settings, data or folds.
     """
-    started = time.perf_counter()
+    if not resume:
+        _refuse_to_overwrite(output)
     problem = make_problem(dataset, config)
     tests = [fold.tolist() for fold in folds]
-    folds_digest = hashlib.sha256(repr(tests).encode()).hexdigest()[:16]
-    settings = json.loads(json.dumps(asdict(config)))  # with lists, as it is read again
-    store = _Store(output, {"config": settings, "data_digest": problem.digest, "folds_digest": folds_digest}, resume)
+    identity = _identity(config, problem.digest, tests)
+    store = _Store(output, identity)
     first = [Run(fold, lr, config.seeds[0]) for fold in range(len(folds)) for lr in config.lrs]
     count = len(first) + len(folds) * (len(config.seeds) - 1)
     done: dict[Run, Outcome] = {}
@@ -75,7 +78,10 @@ def fit_on(
         except KeyboardInterrupt:
             raise Interrupted(output) from None
     outcomes = [[done[Run(fold, lr, seed)] for seed in config.seeds] for fold, lr in enumerate(lrs)]
-    score = _score(config, outcomes)
+    if config.protocol == "honest":
+        score = score_honest(measure(problem, config, output, tests, lrs, device))
+    else:
+        score = _score(config, outcomes)
     result = {
         "dataset": problem.name,
         "data_digest": problem.digest,
@@ -92,12 +98,12 @@ def fit_on(
             for lr, row in zip(lrs, outcomes, strict=True)
         ],
         "published": PUBLISHED.get(known_as(problem.name), {}),
-        "config": settings,
+        "config": identity["config"],
         "data": str(data.resolve()) if data else None,
         "device": device,
         "workers": workers,
         "threads": torch.get_num_threads(),
-        "wall_seconds": time.perf_counter() - started,
+        "training_seconds": sum(outcome.seconds for outcome in done.values()),
         "versions": _versions(),
     }
     store.finish(result)
@@ -110,39 +116,89 @@ def _choice(outcome: Outcome) -> tuple[float, float]:
 
 
 def _score(config: Config, outcomes: list[list[Outcome]]) -> Score:
-    if config.protocol == "honest":
-        return score_honest(torch.tensor([[outcome.test_accuracy for outcome in row] for row in outcomes]))
     curves = torch.tensor([[[e["test_accuracy"] for e in outcome.epochs] for outcome in row] for row in outcomes])
     return score_gin(curves) if config.protocol == "gin" else score_best_test_epoch(curves)
+
+
+def measure(
+    problem: Problem,
+    config: Config,
+    folder: Path,
+    folds: Sequence[Sequence[int]],
+    lrs: Sequence[float],
+    device: str = "cpu",
+) -> Tensor:
+    """Accuracies (folds, seeds) of the runs kept in ``folder`` with the learning rate of each fold, on its test graphs.
+
+    Raises:
+        FileNotFoundError: a run is missing.
+        ValueError: a run is of other settings, data or folds.
+    """
+    identity = _identity(config, problem.digest, folds)
+    problem, network = problem.to(device), problem.network(config).to(device)
+    found = []
+    for fold, (test, lr) in enumerate(zip(folds, lrs, strict=True)):
+        for seed in config.seeds:
+            path = _run_path(folder, Run(fold, lr, seed))
+            saved = _read_run(path)
+            if changed := _differences(saved, identity):
+                raise ValueError(f"{path}: not a run of this experiment: {'; '.join(changed)}")
+            network.load_state_dict(saved["outcome"]["model"])
+            found.append(accuracy(problem, network, torch.tensor(test))[0])
+    return torch.tensor(found).view(len(folds), -1)
+
+
+def _identity(config: Config, data_digest: str, folds: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """What all runs of an experiment have in common."""
+    return {
+        "config": json.loads(json.dumps(asdict(config))),  # with lists, as it is read again
+        "data_digest": data_digest,
+        "folds_digest": hashlib.sha256(repr([list(fold) for fold in folds]).encode()).hexdigest()[:16],
+    }
+
+
+def _differences(saved: dict[str, Any], identity: dict[str, Any]) -> list[str]:
+    old, new = saved["config"], identity["config"]
+    changed = [f"{name} was {old.get(name)} and is {new[name]}" for name in new if old.get(name) != new[name]]
+    digests = ("data", "folds")
+    return changed + [f"other {name}" for name in digests if saved[f"{name}_digest"] != identity[f"{name}_digest"]]
+
+
+def _run_path(folder: Path, run: Run) -> Path:
+    return folder / "runs" / f"{run.name}.pt"
+
+
+def _refuse_to_overwrite(folder: Path) -> None:
+    held = [path for path in (folder / "metrics.json", *sorted(folder.glob("runs/*.pt"))) if path.exists()]
+    if held:
+        name = held[0].relative_to(folder)
+        raise UsageError(f"{folder}: holds the {name} of a run, expected another output, or --resume auto to go on")
 
 
 class _Store:
     """The folder of a protocol: a file for each finished run, and metrics.json at the end."""
 
-    def __init__(self, folder: Path, identity: dict[str, Any], resume: bool) -> None:
+    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
         self.folder, self.identity = folder, identity
-        self.runs = folder / "runs"
-        self.runs.mkdir(parents=True, exist_ok=True)
-        if not resume:
-            for path in self.runs.glob("*.pt"):
-                path.unlink()
+        runs = folder / "runs"
+        runs.mkdir(parents=True, exist_ok=True)
+        for path in sorted(runs.glob("*.pt"))[:1]:  # also a run that is not asked for: all are of one experiment
+            self._read(path)
 
     def read(self, run: Run) -> Outcome | None:
-        path = self.runs / f"{run.name}.pt"
-        if not path.is_file():
-            return None
-        saved = read_run(path)
-        old, new = saved["config"], self.identity["config"]
-        changed = [f"{name} was {old.get(name)} and is {new[name]}" for name in new if old.get(name) != new[name]]
-        changed += [
-            f"other {name}" for name in ("data", "folds") if saved[f"{name}_digest"] != self.identity[f"{name}_digest"]
-        ]
-        if changed:
-            raise ValueError(f"{path}: cannot resume with other settings: {'; '.join(changed)}")
-        return Outcome(**saved["outcome"])
+        path = _run_path(self.folder, run)
+        return Outcome(**self._read(path)["outcome"]) if path.is_file() else None
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        saved = _read_run(path)
+        if changed := _differences(saved, self.identity):
+            raise ValueError(
+                f"{path}: cannot resume with other settings: {'; '.join(changed)}; name another --output for these"
+            )
+        return saved
 
     def write(self, run: Run, outcome: Outcome) -> None:
-        path = self.runs / f"{run.name}.pt"
+        path = _run_path(self.folder, run)
         partial = path.with_suffix(".partial")
         torch.save({"recipe": "ma-gcnn", "run": asdict(run), "outcome": outcome.state(), **self.identity}, partial)
         partial.replace(path)
@@ -153,7 +209,7 @@ class _Store:
         partial.replace(self.folder / "metrics.json")
 
 
-def read_run(path: Path) -> dict[str, Any]:
+def _read_run(path: Path) -> dict[str, Any]:
     saved = read_checkpoint(path)
     if not isinstance(saved, dict) or saved.get("recipe") != "ma-gcnn":
         raise ValueError(f"{path}: not a run of innerloop ma-gcnn")
@@ -218,8 +274,9 @@ def _bar(total: int, progress: bool) -> Iterator[_Bar]:
             bar.set_description(run.name, refresh=False)
             bar.update(epochs)
             if outcome is not None and not shown:
-                print(
-                    f"{run.name}: epoch {outcome.chosen_epoch}, test accuracy {outcome.test_accuracy:.4f}", flush=True
-                )
+                part, right = "test", outcome.test_accuracy
+                if right is None:
+                    part, right = "hold-out", outcome.holdout_accuracy
+                print(f"{run.name}: epoch {outcome.chosen_epoch}, {part} accuracy {right:.4f}", flush=True)
 
         yield advance

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from innerloop.data.tu import GraphDataset
-from innerloop.recipes._run import table
-from innerloop.recipes.ckd.run import paired
+from innerloop.recipes._run import UsageError, table
+from innerloop.recipes._statistics import paired
 from innerloop.recipes.ma_gcnn.config import Config, Content, Optimizer, Protocol, Tie, Variant, make_config
-from innerloop.recipes.ma_gcnn.experiment import fit_on, read_run
+from innerloop.recipes.ma_gcnn.experiment import fit_on, measure
 from innerloop.recipes.ma_gcnn.splits import read_folds, score_honest, stratified_folds
 from innerloop.recipes.ma_gcnn.tasks import make_problem, read_dataset
-from innerloop.recipes.ma_gcnn.training import Run, accuracy
 
 _SETTINGS = frozenset(field.name for field in fields(Config))
 
@@ -81,9 +80,10 @@ def fit(
         holdout: share of a training part that the honest protocol chooses by.
         seeds: a run for each, on every fold.
         hidden: units of the layers of structure-free.
-        output: folder for runs and metrics.json; default runs/ma-gcnn/<set>-<variant>-<protocol>.
+        output: folder for runs and metrics.json, without a run in it unless that is resumed; default
+            runs/ma-gcnn/<set>-<variant>-<protocol>.
         resume: "auto" takes the runs that are finished in the output folder, if they have these settings.
-        workers: processes that train runs side by side, with equal results.
+        workers: processes that train runs side by side, with equal results if each has as many threads.
         threads: CPU threads, of all workers together.
         device: cpu or cuda.
         progress: show a progress bar on a terminal; otherwise one line per run is printed.
@@ -96,6 +96,7 @@ def fit(
         raise ValueError(f"workers is {workers}, expected at least 1")
     if resume not in (None, "auto"):
         raise ValueError(f"resume is {resume!r}, expected auto: it takes the finished runs of the output folder")
+    _check_device(device)
     if threads is not None:
         torch.set_num_threads(threads)
     config = make_config(**settings)
@@ -106,6 +107,15 @@ def fit(
     result = fit_on(dataset, config, parts, place, data=data, **options)
     print(_report(result))
     return result
+
+
+def _check_device(device: str) -> None:
+    """Raises a UsageError unless there is this device."""
+    kind, _, number = device.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdecimal()):
+        raise UsageError(f"device is {device!r}, expected cpu or cuda")
+    if kind == "cuda" and int(number or 0) >= (count := torch.cuda.device_count()):
+        raise UsageError(f"device is {device!r}, expected another: {count} CUDA devices are there")
 
 
 def _parts(dataset: GraphDataset, config: Config, folds: Path | None) -> list[Tensor]:
@@ -121,7 +131,7 @@ def _report(result: dict[str, Any]) -> str:
         f"{result['protocol']}: {result['rule']}",
         f"mean and deviation over {len(result['per_fold'])} folds, seeds {', '.join(map(str, config['seeds']))}",
         f"greatest class {100 * result['majority']:.1f} %",
-        f"wall time {result['wall_seconds']:.0f} s",
+        f"training time {result['training_seconds']:.0f} s, all runs",
     ]
     if result["untested"]:
         facts.insert(2, f"{result['untested']} of {result['graphs']} graphs are in no test fold")
@@ -146,6 +156,7 @@ def evaluate(
     Returns:
         Metric name -> value.
     """
+    _check_device(device)
     if threads is not None:
         torch.set_num_threads(threads)
     path = folder / "metrics.json"
@@ -160,14 +171,8 @@ def evaluate(
     problem = make_problem(read_dataset(data or (Path(result["data"]) if result["data"] else None)), config)
     if problem.digest != result["data_digest"]:
         raise ValueError(f"{folder}: was trained on another set than {data or result['data'] or problem.name}")
-    problem, network = problem.to(device), problem.network(config).to(device)
-    found = []
-    for fold, (test, chosen) in enumerate(zip(result["folds"], result["chosen"], strict=True)):
-        for seed in config.seeds:
-            saved = read_run(folder / "runs" / f"{Run(fold, chosen['lr'], seed).name}.pt")
-            network.load_state_dict(saved["outcome"]["model"])
-            found.append(accuracy(problem, network, torch.tensor(test))[0])
-    score = score_honest(torch.tensor(found).view(len(result["folds"]), -1))
+    lrs = [chosen["lr"] for chosen in result["chosen"]]
+    score = score_honest(measure(problem, config, folder, result["folds"], lrs, device))
     metrics = {"accuracy %": 100 * score.accuracy, "std": 100 * score.std}
     print(_report(result | {"test": metrics}))
     return metrics
@@ -214,6 +219,7 @@ def compare(
     names = ["structure-free", "m-gcnn", "ma-gcnn", "ma-gcnn+orbits"] if variants is None else variants
     if not names or len(set(names)) < len(names):
         raise ValueError(f"variants is {names}, expected at least one, and none twice")
+    _check_device(device)
     if threads is not None:
         torch.set_num_threads(threads)
     configs = {name: make_config(name, **settings) for name in names}

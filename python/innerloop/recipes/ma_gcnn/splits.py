@@ -9,8 +9,10 @@ epoch of each fold, as the released code of MA-GCNN. Only the first says how a m
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -38,9 +40,13 @@ def stratified_folds(labels: Tensor, num_folds: int = 10, seed: int = 0) -> list
         raise ValueError(
             f"stratified_folds: num_folds is {num_folds}, expected 2 to {len(labels)}, the number of graphs"
         )
-    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    by_class = shuffled[labels[shuffled].argsort(stable=True)]
+    by_class = _shuffled_by_class(labels, seed)
     return [by_class[fold::num_folds].sort().values for fold in range(num_folds)]
+
+
+def _shuffled_by_class(labels: Tensor, seed: int) -> Tensor:
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    return shuffled[labels[shuffled].argsort(stable=True)]
 
 
 def split_holdout(items: Tensor, labels: Tensor, fraction: float = 0.1, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -49,22 +55,26 @@ def split_holdout(items: Tensor, labels: Tensor, fraction: float = 0.1, seed: in
     Args:
         items: int64 (m,), the graphs of a training part.
         labels: int64 (n,), of all graphs.
-        fraction: held out of each class, in (0, 1/2]; it is brought to 1 / integer.
+        fraction: in (0, 1/2]; ⌈fraction · m⌉ graphs are held out, of each class its share to within one.
         seed: the same seed gives the same parts.
 
     Returns:
         The rest and the hold-out, ascending int64.
 
     Raises:
-        ValueError: ``fraction`` is out of range, or a part would be empty.
+        ValueError: ``fraction`` is out of range, or there are fewer than 1 / fraction graphs.
     """
     if not 0 < fraction <= 0.5:
         raise ValueError(f"split_holdout: fraction is {fraction}, expected above 0 and at most 0.5")
-    parts = round(1 / fraction)
-    if len(items) < parts:
-        raise ValueError(f"split_holdout: items has {len(items)} graphs, expected at least {parts} for {fraction=}")
-    folds = stratified_folds(labels[items], parts, seed)
-    return items[torch.cat(folds[1:]).sort().values], items[folds[0]]
+    share = Fraction(repr(float(fraction)))  # 0.1 is 1/10, and not the nearest binary number
+    if len(items) < 1 / share:
+        least = math.ceil(1 / share)
+        raise ValueError(f"split_holdout: items has {len(items)} graphs, expected at least {least} for {fraction=}")
+    # At even distances in the order by class, so that each class gives its share.
+    places = [math.floor(i / share) for i in range(math.ceil(share * len(items)))]
+    held = torch.zeros(len(items), dtype=torch.bool)
+    held[_shuffled_by_class(labels[items], seed)[places]] = True
+    return items[~held], items[held]
 
 
 def read_folds(path: str | Path, labels: Tensor) -> list[Tensor]:
@@ -79,6 +89,8 @@ def read_folds(path: str | Path, labels: Tensor) -> list[Tensor]:
         FileNotFoundError: there is no such file.
         ValueError: the file is something else, or ``check_folds`` refuses its folds.
     """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
     wanted = f'{path}: expected {{"test": [[graph, …], …]}}, lists of integers'
     try:
         lists = json.loads(Path(path).read_text("utf-8"))["test"]
