@@ -108,7 +108,8 @@ def test_published_rows_have_a_preset():
 def test_one_level_takes_nothing_of_the_second():
     arguments = make_config("listops", two_level=0, checkpoint=True).encoder_arguments()
     assert arguments.keys() == {
-        "dim", "num_layers", "heads", "dropout", "checkpoint", "window", "two_level", "ffn_dim", "max_length"
+        "dim", "num_layers", "heads", "dropout", "checkpoint", "window", "two_level", "ffn_dim", "max_length",
+        "relative_bias",
     }  # fmt: skip
     assert len(arguments["two_level"]) == 0
     assert arguments["checkpoint"]
