@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Linear-time construction of the graph that the pattern kernels walk: undirected, without loops or parallel edges, and
-// relabelled by rank, the position of a node in ascending order of (graph of the batch, degree, id). Every edge then has
-// a direction, from the lower rank to the higher, and no node of a graph of m edges has more than sqrt(2m) edges out: the
-// bound behind every triangle and clique kernel (Chiba and Nishizeki, 1985).
+// relabelled by rank, the position of a node in ascending order of (graph of the batch, degree, id). Every edge then
+// has a direction, from the lower rank to the higher, and no node of a graph of m edges has more than sqrt(2m) edges
+// out: the bound behind every triangle and clique kernel (Chiba and Nishizeki, 1985).
 //
 // Two buffers hold it: int64 [n, m | rowptr (n + 1) | split (n)] and int32 [col (2m) | eid (2m) | order (n)].
 #pragma once

@@ -7,7 +7,8 @@
 
 namespace il {
 
-// Nodes are ranks in ascending (graph, degree, id) order. All members of argument structs have 8 bytes: Python packs them.
+// Nodes are ranks in ascending (graph, degree, id) order. All members of argument structs have 8 bytes: Python packs
+// them.
 struct PackedGraph {
   const long long* rowptr;  // (n + 1,)
   const long long* split;   // (n,) where the neighbours of higher rank begin
