@@ -458,7 +458,7 @@ def test_edge_lists():
         (nx.DiGraph([(0, 1)]), {}, ValueError, "pattern is a directed DiGraph, expected an undirected graph"),
         ("triangle", {"node_labels": [0]}, ValueError, "pattern_node_labels has 1 entries, expected 3, one per node"),
         ("triangle", {"edge_labels": [0]}, ValueError, "pattern_edge_labels has 1 entries, expected 3, one per edge"),
-        ("edge", {"node_labels": [0, -2]}, ValueError, "pattern_node_labels holds -2, expected ints of at least 0"),
+        ("edge", {"node_labels": [0, -2]}, ValueError, "pattern_node_labels holds -2, expected ints in [0, 2**31)"),
         ("edge", {"node_labels": [0, 0.5]}, ValueError, "pattern_node_labels holds 0.5, expected ints"),
         ([(0, 1), (1, 0)], {"edge_labels": [0, 1]}, ValueError, "the labels 0 and 1, expected one label"),
     ],
