@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Orbit counts of all connected induced subgraphs on up to k nodes, at every node and every edge, exactly.
 // Nothing larger than a triangle is listed for k = 4: 4-cliques are population counts of bit rows, 4-cycles come from
-// paths below their highest node, and the rest follows by linear equations (orbits4.h). k = 5 is in orbits5.h.
+// paths below their highest node, and the rest follows by linear equations (orbits4.h). k = 5 is in orbits5.h
+// (passes) and orbits5_forms.h (closed forms).
 //
 // Work for k = 4: W = Σ over directed edges v -> u of outdeg(u) (6 bytes read each; 4 bytes kept for each triangle, up
 // to 256 MiB, beyond which W is walked again), a population count per triangle and 64 out-neighbours, and three times
@@ -10,7 +11,7 @@
 #include "cpu/node_orbits.h"
 
 #include "cpu/orbits4.h"
-#include "cpu/orbits5.h"
+#include "cpu/orbits5_forms.h"
 
 namespace il {
 namespace IL_ISA {

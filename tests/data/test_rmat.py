@@ -55,7 +55,8 @@ def test_quadrants_have_their_probabilities():
     assert present == pytest.approx(1 - (1 - b - c) ** 2, abs=0.04)
     edges = torch.cat([rmat(10, 1, a, b, c, seed=s) for s in range(20)], 1) >= 512
     halves = edges.sum(0).bincount(minlength=3).double() / edges.shape[1]
-    torch.testing.assert_close(halves, torch.tensor([a, b + c, 1 - a - b - c]).double(), atol=0.02, rtol=0)
+    # Some 19,000 edges: a standard deviation of at most 0.0036.
+    assert halves.tolist() == pytest.approx([a, b + c, 1 - a - b - c], abs=0.02)
 
 
 def test_no_edges():
