@@ -47,6 +47,6 @@ class Interrupt {
   static bool is_caller(void* state);
   static void nap(void* state);
   const std::thread::id caller_;
-  std::chrono::steady_clock::time_point next_look_;
+  std::chrono::steady_clock::time_point next_look_, first_nap_, last_nap_;  // naps of one wait follow each other
   std::atomic<bool> stop_{false};
 };

@@ -69,12 +69,13 @@ void fan_sums(py::handle node, py::handle edge, py::handle t, py::handle index, 
 // Writes node or edge, as node_orbits does, for k = 3 from t, for k = 4 also from node_sums int64 (3, n): k4, c4, fan,
 // or edge_sums int64 (4, m): k4, c4, fan, far.
 void orbits_from_sums(py::handle node, py::handle edge, py::handle t, py::handle node_sums, py::handle edge_sums,
-                      py::handle index, py::handle adjacency, int k, bool induced) {
+                      py::handle index, py::handle adjacency, int k, bool induced, int threads) {
   const char* op = "orbits_from_sums";
+  IL_CHECK(threads >= 1, op, "threads", std::to_string(threads), "at least 1");
   IL_CHECK(k == 3 || k == 4, op, "k", std::to_string(k), "3 or 4");
   il::NodeOrbits args{};
   args.graph = simple_graph(index, adjacency, op);
-  args.k = k, args.induced = induced;
+  args.k = k, args.induced = induced, args.threads = threads;
   const int64_t n = args.graph.num_nodes, m = args.graph.num_edges;
   args.node = counts_or_null(node, op, "node", {n, k == 3 ? 4 : 15});
   args.edge = counts_or_null(edge, op, "edge", {m, k == 3 ? 2 : 12});

@@ -11,6 +11,7 @@ using il::TensorView;
 namespace {
 
 constexpr std::chrono::milliseconds kLook(50);
+constexpr std::chrono::microseconds kWait(500);
 
 }  // namespace
 
@@ -31,7 +32,18 @@ bool Interrupt::ask(void* state) {
 
 bool Interrupt::is_caller(void* state) { return std::this_thread::get_id() == static_cast<Interrupt*>(state)->caller_; }
 
-void Interrupt::nap(void*) { std::this_thread::sleep_for(std::chrono::microseconds(50)); }
+// The others are mostly done within microseconds: a sleep at once would be the longer wait.
+void Interrupt::nap(void* state) {
+  Interrupt& self = *static_cast<Interrupt*>(state);
+  const auto now = std::chrono::steady_clock::now();
+  if (now - self.last_nap_ > kWait) self.first_nap_ = now;
+  self.last_nap_ = now;
+  if (now - self.first_nap_ < kWait) {
+    std::this_thread::yield();
+  } else {
+    std::this_thread::sleep_for(std::chrono::microseconds(50));
+  }
+}
 
 void Interrupt::raise() const { throw py::error_already_set(); }
 

@@ -19,12 +19,13 @@ class Oriented {
     int32_t start;
   };
 
-  explicit Oriented(const SimpleGraph& graph) : g(graph), rows_(graph.num_nodes) {
-    rows = rows_.get();
+  explicit Oriented(const SimpleGraph& graph) : g(graph), rows_(graph.num_nodes), degrees_(graph.num_nodes) {
+    rows = rows_.get(), degrees = degrees_.get();
     int64_t edges = 0;
     for (int64_t v = 0; v < g.num_nodes; ++v) {
       const int64_t count = g.rowptr[v + 1] - g.split[v];
       rows[v] = {g.col + g.split[v], int32_t(count), int32_t(edges)};
+      degrees[v] = int32_t(g.rowptr[v + 1] - g.rowptr[v]);
       edges += count;
       max_out = max64(max_out, count);
     }
@@ -39,15 +40,17 @@ class Oriented {
   const int32_t* out(int64_t v) const { return rows[v].ends; }
   int64_t outdegree(int64_t v) const { return rows[v].count; }
   int64_t start(int64_t v) const { return rows[v].start; }
-  int64_t degree(int64_t v) const { return g.rowptr[v + 1] - g.rowptr[v]; }
+  int64_t degree(int64_t v) const { return degrees[v]; }
 
   SimpleGraph g;
   Row* rows;
+  int32_t* degrees;
   int64_t max_out = 0;
   int64_t max_hits = 0;  // edges between the out-neighbours of one node, at most
 
  private:
   Scratch<Row> rows_;
+  Scratch<int32_t> degrees_;
 };
 
 constexpr int64_t kAhead = 4;  // rows lie anywhere: ask for one a few rows early
@@ -60,31 +63,34 @@ struct Hit {
   int64_t place() const { return int64_t(bits >> 16); }
 };
 
-// The edges between the out-neighbours of each node, kept by a first pass for a second one. Threads write to blocks of
-// their own; at most kMost bytes are kept.
+// The edges between the out-neighbours of each of a range of nodes, kept by a first pass for a second one. Threads
+// write to blocks of their own; at most kMost bytes are kept.
 class HitStore {
  public:
   explicit HitStore(int64_t num_nodes) : kept_(num_nodes) {
     fill(kept_.get(), num_nodes, static_cast<int64_t*>(nullptr));
   }
-  ~HitStore() {
-    while (blocks_ != nullptr) {
-      Block* next = blocks_->next;
-      std::free(blocks_);
-      blocks_ = next;
-    }
-  }
+  ~HitStore() { drop(nullptr); }
   // The rows of v, then its hits; null where they were not kept.
-  const int64_t* find(int64_t v) const { return kept_.data()[v]; }
+  const int64_t* find(int64_t v) const { return kept_.data()[v - first_]; }
 
   class Writer {
    public:
     explicit Writer(HitStore* store) : store_(store) {}
+    // Starts over with the nodes [first, last), as many as there is room for. For stores of one writer.
+    void restart(int64_t first, int64_t last) {
+      fill(store_->kept_.get(), last - first, static_cast<int64_t*>(nullptr));
+      store_->first_ = first;
+      Block* block = store_->blocks_;
+      store_->drop(block);
+      free_ = block == nullptr ? nullptr : reinterpret_cast<int64_t*>(block + 1);
+      left_ = store_->words_ = block == nullptr ? 0 : block->words;
+    }
     void keep(int64_t v, const int64_t* row, int64_t size, const Hit* hit) {
       const int64_t words = size + 1 + (row[size] + 1) / 2;
       if (store_ == nullptr) return;
       if (words > left_ && !grow(words)) return;
-      store_->kept_.get()[v] = free_;
+      store_->kept_.get()[v - store_->first_] = free_;
       std::memcpy(free_, row, (size + 1) * sizeof(int64_t));
       std::memcpy(free_ + size + 1, hit, row[size] * sizeof(Hit));
       free_ += words, left_ -= words;
@@ -98,7 +104,8 @@ class HitStore {
       if (store_->words_ + count <= kMost / 8) {
         Block* block = static_cast<Block*>(std::malloc(sizeof(Block) + count * sizeof(int64_t)));
         if (block != nullptr) {
-          block->next = store_->blocks_, store_->blocks_ = block, store_->words_ += count;
+          block->next = store_->blocks_, block->words = count;
+          store_->blocks_ = block, store_->words_ += count;
           free_ = reinterpret_cast<int64_t*>(block + 1), left_ = count;
           room = true;
         }
@@ -114,10 +121,21 @@ class HitStore {
  private:
   struct Block {
     Block* next;
+    int64_t words;
   };
+  // All blocks, or all behind the given one.
+  void drop(Block* last) {
+    Block*& from = last == nullptr ? blocks_ : last->next;
+    while (from != nullptr) {
+      Block* next = from->next;
+      std::free(from);
+      from = next;
+    }
+  }
   static constexpr int64_t kMost = int64_t(256) << 20, kBlockWords = 1 << 15;
 
   Scratch<int64_t*> kept_;
+  int64_t first_ = 0;
   Block* blocks_ = nullptr;
   int64_t words_ = 0;
 };
@@ -208,7 +226,8 @@ class TriangleWorker {
   Partial<int32_t> edge_;
 };
 
-constexpr int64_t kChunk = 64;  // nodes handed out at once
+constexpr int64_t kChunk = 64;   // nodes handed out at once
+constexpr int64_t kRows = 1024;  // where the work is in proportion to the rows
 
 }  // namespace
 }  // namespace IL_ISA

@@ -17,16 +17,6 @@ namespace il {
 namespace IL_ISA {
 namespace {
 
-template <class A>
-class Zeros {
- public:
-  explicit Zeros(int64_t count) : memory_(count) { fill(memory_.get(), count, A(0)); }
-  A* get() { return memory_.get(); }
-
- private:
-  Scratch<A> memory_;
-};
-
 void three_nodes(const Counts& c, const NodeSums* sums, NodeOrbits& args) {
   const SimpleGraph& g = c.graph.g;
   for (int64_t v = 0; v < g.num_nodes; ++v) {
@@ -45,14 +35,114 @@ void three_nodes(const Counts& c, const NodeSums* sums, NodeOrbits& args) {
   }
 }
 
-bool count_cycles(const Counts& c, int64_t first, int64_t last, int threads, Poll poll) {
-  const int64_t n = c.graph.g.num_nodes;
+int64_t largest_degree(const Oriented& o) {
   int64_t largest = 0;
-  for (int64_t v = 0; v < n; ++v) largest = max64(largest, c.graph.degree(v));
-  if (largest < 65536) {  // small counters stay in the first cache
+  for (int64_t v = 0; v < o.g.num_nodes; ++v) largest = max64(largest, o.degree(v));
+  return largest;
+}
+
+constexpr int64_t kSmallCounts = 65536;  // below, counters of 16 bits stay in the first cache
+
+bool count_cycles(const Counts& c, int64_t first, int64_t last, int threads, Poll poll) {
+  if (largest_degree(c.graph) < kSmallCounts) {
     return share_range<CycleWorker<uint16_t>>(first, last, kChunk, threads, poll, c);
   }
   return share_range<CycleWorker<uint32_t>>(first, last, kChunk, threads, poll, c);
+}
+
+// A few operations an edge: nobody asks to stop meanwhile.
+template <class Worker, class Args>
+void walk_rows(const Counts& c, int threads, const Args& args) {
+  share_out<Worker>(c.graph.g.num_nodes, kRows, threads, Poll{}, args);
+}
+
+void sum_edges(const SumArgs& sums, int threads) {
+  walk_rows<TriangleSumWorker>(sums.counts, threads, sums);
+  walk_rows<NearWorker>(sums.counts, threads, sums);
+  walk_rows<FarWorker>(sums.counts, threads, sums);
+}
+
+// A batch falls into blocks of ranks that no edge leaves. Where these are many and small, all passes over one block
+// follow each other while it is in the cache, and threads need no sums of their own.
+class Blocks {
+ public:
+  explicit Blocks(const Oriented& o, int threads) : starts_(o.g.num_nodes / kLeast + 2) {
+    const int64_t n = o.g.num_nodes;
+    int64_t reach = -1, edges = 0, most_edges = 0, *starts = starts_.get();
+    starts[0] = 0;
+    for (int64_t v = 0; v < n; ++v) {
+      if (o.outdegree(v) > 0) reach = max64(reach, o.out(v)[o.outdegree(v) - 1]);
+      edges += o.outdegree(v);
+      if (reach > v || (v + 1 - starts[count] < kLeast && v + 1 < n)) continue;
+      most_edges = max64(most_edges, edges), edges = 0;
+      largest = max64(largest, v + 1 - starts[count]);
+      starts[++count] = v + 1;
+    }
+    useful = count >= 4 * threads && most_edges <= min64(kMostEdges, o.g.num_edges / (2 * threads));
+  }
+  int64_t start(int64_t block) const { return starts_.data()[block]; }
+
+  int64_t count = 0;
+  int64_t largest = 0;  // nodes
+  bool useful;
+
+ private:
+  static constexpr int64_t kLeast = 256, kMostEdges = 1 << 18;
+
+  Scratch<int64_t> starts_;
+};
+
+struct BlockArgs {
+  const Counts& counts;
+  const Blocks& blocks;
+  const SumArgs& sums;
+};
+
+template <class Count>
+class BlockWorker {
+ public:
+  BlockWorker(const BlockArgs& a, bool)
+      : blocks_(a.blocks),
+        hits_(a.blocks.largest),
+        counts_(with(a.counts, &hits_)),
+        cliques_(counts_, true),
+        fans_(counts_, true),
+        cycles_(counts_, true),
+        triangles_(a.sums, true),
+        near_(a.sums, true),
+        far_(a.sums, true) {}
+  void operator()(int64_t block) {
+    const int64_t first = blocks_.start(block), last = blocks_.start(block + 1);
+    cliques_.writer().restart(first, last);
+    const auto walk = [&](auto& worker) {
+      for (int64_t v = first; v < last; ++v) worker(v);
+    };
+    walk(cliques_), walk(fans_), walk(cycles_), walk(triangles_), walk(near_), walk(far_);
+  }
+  void merge() {}
+
+ private:
+  static Counts with(Counts counts, HitStore* hits) {
+    counts.hits = hits;
+    return counts;
+  }
+
+  const Blocks& blocks_;
+  HitStore hits_;
+  Counts counts_;
+  CliqueWorker cliques_;
+  FanWorker fans_;
+  CycleWorker<Count> cycles_;
+  TriangleSumWorker triangles_;
+  NearWorker near_;
+  FarWorker far_;
+};
+
+bool count_blocks(const BlockArgs& args, int threads, Poll poll) {
+  if (largest_degree(args.counts.graph) < kSmallCounts) {
+    return share_out<BlockWorker<uint16_t>>(args.blocks.count, 1, threads, poll, args);
+  }
+  return share_out<BlockWorker<uint32_t>>(args.blocks.count, 1, threads, poll, args);
 }
 
 // Columns 15 to 72 of a node from the sums of its edges' columns 12 to 67, which node_forms has filled up to 14.
@@ -167,6 +257,17 @@ bool five_nodes(const Counts& c, const NodeSums* nodes, NodeOrbits& args) {
   return true;
 }
 
+// What follows from the sums for k = 3 and 4, and the first columns for k = 5, from all of which the larger orbits are
+// subtracted at once.
+void four_forms(const Counts& c, const NodeSums* nodes, NodeOrbits& args) {
+  if (args.k == 3) return three_nodes(c, nodes, args);
+  const bool four = args.k == 4, induced = args.induced && four;
+  const Forms by_node{c, nodes, args.node, four ? 15 : 73, induced},
+      by_edge{c, nodes, args.edge, four ? 12 : 68, induced};
+  if (args.node != nullptr) walk_rows<NodeFormsWorker>(c, args.threads, by_node);
+  if (args.edge != nullptr) walk_rows<EdgeFormsWorker>(c, args.threads, by_edge);
+}
+
 Counts counts_of(const Oriented& oriented, const MotifSums& sums) {
   return {oriented, nullptr,      sums.t,       sums.k4,       sums.c4,
           sums.fan, sums.k4_edge, sums.c4_edge, sums.fan_edge, sums.far_edge};
@@ -180,31 +281,30 @@ void node_orbits(NodeOrbits& args) {
   const Oriented oriented(g);
   const bool four = args.k >= 4, edges = args.edge != nullptr || args.k == 5;
   Zeros<int32_t> triangles(m);
-  Zeros<int64_t> by_node(3 * n), by_edge(edges && four ? 4 * m : 0);
-  Scratch<NodeSums> sums(n);
+  Zeros<int64_t> by_node(four ? 3 * n : 0), by_edge(edges && four ? 4 * m : 0);
+  Scratch<NodeSums> nodes(n);
+  SumSpace space(n);
   int64_t *node = by_node.get(), *edge = edges ? by_edge.get() : nullptr;
   const auto column = [&](int64_t i) { return edges ? edge + i * m : nullptr; };
-  HitStore hits(four ? n : 0);
+  const Blocks blocks(oriented, args.threads);
+  HitStore hits(four && !blocks.useful ? n : 0);
   const Counts c{oriented,     &hits,     triangles.get(), node,      node + n,
                  node + 2 * n, column(0), column(1),       column(2), column(3)};
+  const SumArgs sums{c, space, nodes.get()};
   args.finished = false;
   if (!four) {
     const TriangleSums only{oriented, c.t};
     if (!share_out<TriangleWorker>(n, kChunk, args.threads, args.poll, only)) return;
-    sum_edges(c, sums.get());
-    three_nodes(c, sums.get(), args);
-    args.finished = true;
-    return;
+  } else if (blocks.useful) {
+    if (!count_blocks({c, blocks, sums}, args.threads, args.poll)) return;
+  } else {
+    if (!share_out<CliqueWorker>(n, kChunk, args.threads, args.poll, c)) return;
+    if (!share_out<FanWorker>(n, kChunk, args.threads, args.poll, c)) return;
+    if (!count_cycles(c, 0, n, args.threads, args.poll)) return;
   }
-  if (!share_out<CliqueWorker>(n, kChunk, args.threads, args.poll, c)) return;
-  if (!share_out<FanWorker>(n, kChunk, args.threads, args.poll, c)) return;
-  if (!count_cycles(c, 0, n, args.threads, args.poll)) return;
-  sum_edges(c, sums.get());
-  // For k = 5 the larger orbits are subtracted from all columns at once.
-  const bool induced = args.induced && args.k == 4;
-  if (args.node != nullptr) node_forms(c, sums.get(), args.node, args.k == 4 ? 15 : 73, induced);
-  if (args.edge != nullptr) edge_forms(c, sums.get(), args.edge, args.k == 4 ? 12 : 68, induced);
-  args.finished = args.k == 4 || five_nodes(c, sums.get(), args);
+  if (!four || !blocks.useful) sum_edges(sums, args.threads);
+  four_forms(c, nodes.get(), args);
+  args.finished = args.k < 5 || five_nodes(c, nodes.get(), args);
 }
 
 void motif_sums(MotifSums& args) {
@@ -229,10 +329,9 @@ void orbits_from_sums(NodeOrbits& args, const MotifSums& sums) {
   const Oriented oriented(args.graph);
   const Counts c = counts_of(oriented, sums);
   Scratch<NodeSums> nodes(args.graph.num_nodes);
-  sum_edges(c, nodes.get());
-  if (args.k == 3) three_nodes(c, nodes.get(), args);
-  if (args.k == 4 && args.node != nullptr) node_forms(c, nodes.get(), args.node, 15, args.induced);
-  if (args.k == 4 && args.edge != nullptr) edge_forms(c, nodes.get(), args.edge, 12, args.induced);
+  SumSpace space(args.graph.num_nodes);
+  sum_edges({c, space, nodes.get()}, args.threads);
+  four_forms(c, nodes.get(), args);
   args.finished = true;
 }
 

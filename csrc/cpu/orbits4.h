@@ -50,25 +50,15 @@ class CliqueWorker {
     keep_.keep(v, near_.row, near_.size, near_.hit);
     if (near_.row[near_.size] == 0) return;
     const int64_t width = words(near_.size);
-    uint64_t* bits = bits_.get();
-    std::memset(bits, 0, near_.size * width * sizeof(uint64_t));
-    int32_t* mine = t_.sums + o_.start(v);
-    for (int64_t i = 0; i < near_.size; ++i) {
-      int32_t* theirs = t_.sums + o_.start(near_.nodes[i]);
-      mine[i] += int32_t(near_.row[i + 1] - near_.row[i]);
-      for (int64_t h = near_.row[i]; h < near_.row[i + 1]; ++h) {
-        const int64_t j = near_.hit[h].member();
-        ++mine[j];
-        ++theirs[near_.hit[h].place()];
-        bits[i * width + j / 64] |= uint64_t(1) << (j % 64);
-        bits[j * width + i / 64] |= uint64_t(1) << (i % 64);
-      }
-    }
+    std::memset(bits_.get(), 0, near_.size * width * sizeof(uint64_t));
     if (width == 1) {
+      triangles(v, Constant<1>{}, width);
       cliques(v, Constant<1>{}, width);
     } else if (width == 2) {
+      triangles(v, Constant<2>{}, width);
       cliques(v, Constant<2>{}, width);
     } else {
+      triangles(v, Constant<0>{}, width);
       cliques(v, Constant<0>{}, width);
     }
   }
@@ -78,9 +68,53 @@ class CliqueWorker {
     k4_.merge();
     k4_edge_.merge();
   }
+  HitStore::Writer& writer() { return keep_; }
 
  private:
   static int64_t words(int64_t bits) { return (bits + 63) / 64; }
+
+  // Rows of bits in both directions; triangles on the edges of v are neighbours among its out-neighbours.
+  template <int W>
+  IL_NOINLINE void triangles(int64_t v, Constant<W>, int64_t width) {
+    const int64_t w = W > 0 ? W : width;
+    uint64_t* bits = bits_.get();
+    int32_t* mine = t_.sums + o_.start(v);
+    for (int64_t i = 0; i < near_.size; ++i) {
+      int32_t* theirs = t_.sums + o_.start(near_.nodes[i]);
+      const uint64_t bit_i = uint64_t(1) << (i % 64);
+      uint64_t *row = bits + i * w, *column = bits + i / 64;
+      int64_t word = i / 64;  // members ascend from i on, so the row is filled word by word
+      uint64_t filled = W == 2 ? 0 : row[word], next = 0;
+      for (int64_t h = near_.row[i]; h < near_.row[i + 1]; ++h) {
+        const int64_t j = near_.hit[h].member();
+        const uint64_t bit_j = uint64_t(1) << (j % 64);
+        ++theirs[near_.hit[h].place()];
+        column[j * w] |= bit_i;
+        if (W == 1) {
+          filled |= bit_j;
+        } else if (W == 2) {  // without a branch
+          const uint64_t second = -uint64_t(j / 64);
+          filled |= bit_j & ~second;
+          next |= bit_j & second;
+        } else {
+          if (j / 64 != word) {
+            row[word] = filled;
+            word = j / 64;
+            filled = row[word];
+          }
+          filled |= bit_j;
+        }
+      }
+      if (W == 2) {
+        row[0] |= filled, row[1] |= next;
+      } else {
+        row[word] = filled;
+      }
+      int64_t degree = 0;
+      for (int64_t x = 0; x < w; ++x) degree += __builtin_popcountll(row[x]);
+      mine[i] += int32_t(degree);
+    }
+  }
 
   template <int W>
   IL_NOINLINE void cliques(int64_t v, Constant<W>, int64_t width) {
@@ -141,16 +175,11 @@ class FanWorker {
     int64_t *sums = sums_.get(), at_v = 0;
     fill(sums, near_.size, int64_t(0));
     for (int64_t i = 0; i < near_.size; ++i) {
-      const int64_t to_i = mine[i] - 1;
-      const int32_t* theirs = c_.t + o_.start(near_.nodes[i]);
-      int64_t at_i = 0;
-      for (int64_t h = near_.row[i]; h < near_.row[i + 1]; ++h) {
-        const int64_t j = near_.hit[h].member();
-        at_v += theirs[near_.hit[h].place()] - 1;
-        at_i += mine[j] - 1;
-        sums[j] += to_i;
-      }
-      sums[i] += at_i;
+      const Hit *hit = near_.hit + near_.row[i], *end = near_.hit + near_.row[i + 1];
+      if (hit == end) continue;
+      const Ends ends = row(hit, end, mine, mine[i] - 1, c_.t + o_.start(near_.nodes[i]), sums);
+      at_v += ends.root - (end - hit);
+      sums[i] += ends.first - (end - hit);
     }
     fan_[v] += at_v;
     for (int64_t i = 0; i < near_.size; ++i) fan_[near_.nodes[i]] += sums[i];
@@ -164,6 +193,22 @@ class FanWorker {
   }
 
  private:
+  struct Ends {
+    int64_t root, first;
+  };
+  // Triangles of the root and one of its out-neighbours: sums of the t of the edges opposite to these two; those
+  // opposite to the third node, to_first, go to its place.
+  static IL_NOINLINE Ends row(const Hit* hit, const Hit* end, const int32_t* mine, int64_t to_first,
+                              const int32_t* theirs, int64_t* sums) {
+    int64_t root = 0, first = 0;
+    for (; hit < end; ++hit) {
+      const int64_t j = hit->member();
+      root += theirs[hit->place()];
+      first += mine[j];
+      sums[j] += to_first;
+    }
+    return {root, first};
+  }
   void by_edge(int64_t v) {
     const int64_t first = o_.start(v), far_v = o_.degree(v) - 2;
     for (int64_t i = 0; i < near_.size; ++i) {
@@ -193,6 +238,9 @@ class FanWorker {
 // neighbours only is a fraction of all wedges: 4.5 of 18.8 million on ego-facebook, 0.45 of 25.3 on as-22july06.
 template <class Count>
 class CycleWorker {
+  static constexpr int64_t kLine = 64 / sizeof(Count);
+  static constexpr int64_t kScan = 8;  // counts looked at in the time of one path
+
  public:
   CycleWorker(const Counts& c, bool alone)
       : o_(c.graph),
@@ -226,9 +274,8 @@ class CycleWorker {
       if (c4_edge_.sums != nullptr) by_edge(g.rowptr[u], below[i], cycles);
     }
     c4_[v] += at_v / 2;
-    if (v - lowest < 8 * walked) {
-      for (int64_t w = lowest; w < v; ++w) c4_[w] += pairs(between[w]);
-      fill(between + lowest, v - lowest, Count(0));
+    if (v - lowest < kScan * walked) {
+      scan(between + lowest, v - lowest, walked, c4_.sums + lowest);
       return;
     }
     for (int64_t i = 0; i < count; ++i) {
@@ -261,6 +308,23 @@ class CycleWorker {
     for (; j < count; ++j) sum0 += between[w[j]];
     return int64_t(sum0 + sum1);
   }
+  // Counts of 0 and 1 are no cycle: where paths are few, whole lines of them are passed over.
+  static IL_NOINLINE void scan(Count* between, int64_t count, int64_t walked, int64_t* c4) {
+    int64_t w = 0;
+    for (; 2 * walked < count && w + kLine <= count; w += kLine) {
+      if (!any_cycle(between + w)) continue;
+      for (int64_t j = w; j < w + kLine; ++j) c4[j] += pairs(between[j]);
+    }
+    for (; w < count; ++w) c4[w] += pairs(between[w]);
+    fill(between, count, Count(0));
+  }
+  static IL_INLINE bool any_cycle(const Count* line) {
+    constexpr uint64_t above_one = sizeof(Count) == 2 ? 0xfffefffefffefffe : 0xfffffffefffffffe;
+    uint64_t words[8], any = 0;
+    std::memcpy(words, line, sizeof words);
+    for (int64_t i = 0; i < 8; ++i) any |= words[i];
+    return (any & above_one) != 0;
+  }
   static IL_NOINLINE void collect(const int32_t* w, int64_t count, Count* between, int64_t* c4) {
     for (int64_t j = 0; j < count; ++j) {
       c4[w[j]] += pairs(between[w[j]]);  // 0 the second time
@@ -287,42 +351,108 @@ struct NodeSums {
   int64_t n4, n6, n9, n10, n13;
 };
 
-IL_INLINE void sum_edges(const Counts& c, NodeSums* sums) {
-  const Oriented& o = c.graph;
-  const int64_t n = o.g.num_nodes;
-  for (int64_t v = 0; v < n; ++v) sums[v] = {o.degree(v), 0, 0, 0, 0, 0, 0, 0};
-  for (int64_t v = 0; v < n; ++v) {
-    NodeSums a = sums[v];
+// The sums come in three passes: over the triangles of directed edges, over neighbours, over neighbours of these.
+struct SumSpace {
+  explicit SumSpace(int64_t num_nodes) : triangles(3 * num_nodes), hops(num_nodes) {}
+  Zeros<int64_t> triangles;  // of each node 2 t, n10, n13
+  struct Hop {
+    int64_t steps, triangles;
+  };
+  Scratch<Hop> hops;  // copies that lie close together
+};
+
+struct SumArgs {
+  const Counts& counts;
+  SumSpace& space;
+  NodeSums* nodes;
+};
+
+class TriangleSumWorker {
+ public:
+  TriangleSumWorker(const SumArgs& a, bool alone)
+      : c_(a.counts), sums_(a.space.triangles.get(), 3 * a.counts.graph.g.num_nodes, alone) {}
+  void operator()(int64_t v) {
+    const Oriented& o = c_.graph;
+    const int32_t *out = o.out(v), *t = c_.t + o.start(v);
+    const int64_t far_v = o.degree(v) - 2;
+    int64_t twice = 0, n10 = 0, n13 = 0;
     for (int64_t i = 0; i < o.outdegree(v); ++i) {
-      NodeSums& b = sums[o.out(v)[i]];
-      const int64_t t = c.t[o.start(v) + i], d = a.degree, e = b.degree;
-      a.steps += e - 1, b.steps += d - 1;
-      a.triangles += t, b.triangles += t;
-      a.n6 += pairs(e - 1), b.n6 += pairs(d - 1);
-      a.n10 += t * (e - 2), b.n10 += t * (d - 2);
-      a.n13 += pairs(t), b.n13 += pairs(t);
+      if (t[i] == 0) continue;
+      int64_t* b = sums_.sums + 3 * int64_t(out[i]);
+      const int64_t here = t[i], twos = pairs(here);
+      twice += here, n10 += here * (o.degree(out[i]) - 2), n13 += twos;
+      b[0] += here, b[1] += here * far_v, b[2] += twos;
     }
-    sums[v] = a;
+    int64_t* a = sums_.sums + 3 * v;
+    a[0] += twice, a[1] += n10, a[2] += n13;
   }
-  for (int64_t v = 0; v < n; ++v) sums[v].triangles /= 2;
-  for (int64_t v = 0; v < n; ++v) {
-    NodeSums& a = sums[v];
-    for (int64_t i = 0; i < o.outdegree(v); ++i) {
-      NodeSums& b = sums[o.out(v)[i]];
-      a.n4 += b.steps, b.n4 += a.steps;
-      a.n9 += b.triangles, b.n9 += a.triangles;
+  void merge() { sums_.merge(); }
+
+ private:
+  const Counts& c_;
+  Partial<int64_t> sums_;
+};
+
+class NearWorker {
+ public:
+  NearWorker(const SumArgs& a, bool) : o_(a.counts.graph), a_(a) {}
+  void operator()(int64_t v) {
+    const int64_t* t = a_.space.triangles.get() + 3 * v;
+    int64_t steps = 0, n6 = 0;
+    for (int64_t p = o_.g.rowptr[v]; p < o_.g.rowptr[v + 1]; ++p) {
+      const int64_t d = o_.degree(o_.g.col[p]) - 1;
+      steps += d, n6 += pairs(d);
     }
-    a.n4 -= a.degree * (a.degree - 1) + 2 * a.triangles;
-    a.n9 -= 2 * a.triangles;
+    a_.nodes[v] = {o_.degree(v), steps, t[0] / 2, 0, n6, 0, t[1], t[2]};
+    a_.space.hops.get()[v] = {steps, t[0] / 2};
   }
-}
+  void merge() {}
+
+ private:
+  const Oriented& o_;
+  const SumArgs& a_;
+};
+
+class FarWorker {
+ public:
+  FarWorker(const SumArgs& a, bool) : g_(a.counts.graph.g), a_(a) {}
+  void operator()(int64_t v) {
+    NodeSums& s = a_.nodes[v];
+    const SumSpace::Hop* hops = a_.space.hops.get();
+    int64_t steps = 0, triangles = 0;
+    for (int64_t p = g_.rowptr[v]; p < g_.rowptr[v + 1]; ++p) {
+      steps += hops[g_.col[p]].steps, triangles += hops[g_.col[p]].triangles;
+    }
+    s.n4 = steps - s.degree * (s.degree - 1) - 2 * s.triangles;
+    s.n9 = triangles - 2 * s.triangles;
+  }
+  void merge() {}
+
+ private:
+  const SimpleGraph& g_;
+  const SumArgs& a_;
+};
+
+struct Forms {
+  const Counts& counts;
+  const NodeSums* nodes;
+  int64_t* out;
+  int64_t stride;
+  bool induced;
+};
 
 // out[node * stride + orbit] for orbits 0 to 14, in the numbering of Pržulj (2007).
-IL_INLINE void node_forms(const Counts& c, const NodeSums* sums, int64_t* out, int64_t stride, bool induced) {
-  for (int64_t v = 0; v < c.graph.g.num_nodes; ++v) {
-    const NodeSums& s = sums[v];
+class NodeFormsWorker {
+ public:
+  NodeFormsWorker(const Forms& f, bool) : f_(f) {}
+  void operator()(int64_t v) {
+    const Counts& c = f_.counts;
+    const NodeSums& s = f_.nodes[v];
     const int64_t d = s.degree, t = s.triangles;
-    int64_t* a = out + c.graph.g.order[v] * stride;
+    if (v + kAhead < c.graph.g.num_nodes) {
+      prefetch(f_.out + c.graph.g.order[v + kAhead] * f_.stride, 15);
+    }
+    int64_t* a = f_.out + c.graph.g.order[v] * f_.stride;
     a[0] = d;
     a[1] = s.steps;
     a[2] = pairs(d);
@@ -338,7 +468,7 @@ IL_INLINE void node_forms(const Counts& c, const NodeSums* sums, int64_t* out, i
     a[12] = c.fan[v];
     a[13] = s.n13;
     a[14] = c.k4[v];
-    if (!induced) continue;
+    if (!f_.induced) return;
     a[13] -= 3 * a[14];
     a[12] -= 3 * a[14];
     a[11] -= 2 * a[13] + 3 * a[14];
@@ -352,17 +482,24 @@ IL_INLINE void node_forms(const Counts& c, const NodeSums* sums, int64_t* out, i
     a[2] -= t;
     a[1] -= 2 * t;
   }
-}
+  void merge() {}
+
+ private:
+  const Forms& f_;
+};
 
 // out[eid * stride + orbit] for edge orbits 0 to 11.
-IL_INLINE void edge_forms(const Counts& c, const NodeSums* sums, int64_t* out, int64_t stride, bool induced) {
-  const Oriented& o = c.graph;
-  for (int64_t v = 0; v < o.g.num_nodes; ++v) {
+class EdgeFormsWorker {
+ public:
+  EdgeFormsWorker(const Forms& f, bool) : f_(f) {}
+  void operator()(int64_t v) {
+    const Counts& c = f_.counts;
+    const Oriented& o = c.graph;
     for (int64_t i = 0; i < o.outdegree(v); ++i) {
       const int64_t u = o.out(v)[i], e = o.start(v) + i, eid = o.g.eid[o.g.split[v] + i];
       const int64_t dx = o.degree(v) - 1, dy = o.degree(u) - 1, t = c.t[e];
-      const NodeSums &x = sums[v], &y = sums[u];
-      int64_t* a = out + eid * stride;
+      const NodeSums &x = f_.nodes[v], &y = f_.nodes[u];
+      int64_t* a = f_.out + eid * f_.stride;
       a[0] = dx + dy;
       a[1] = t;
       a[2] = x.steps + y.steps - dx - dy - 2 * t;
@@ -375,7 +512,7 @@ IL_INLINE void edge_forms(const Counts& c, const NodeSums* sums, int64_t* out, i
       a[9] = c.fan_edge[e];
       a[10] = pairs(t);
       a[11] = c.k4_edge[e];
-      if (!induced) continue;
+      if (!f_.induced) continue;
       a[10] -= a[11];
       a[9] -= 4 * a[11];
       a[8] -= 4 * a[10] + a[9] + 4 * a[11];
@@ -388,7 +525,11 @@ IL_INLINE void edge_forms(const Counts& c, const NodeSums* sums, int64_t* out, i
       a[0] -= 2 * t;
     }
   }
-}
+  void merge() {}
+
+ private:
+  const Forms& f_;
+};
 
 }  // namespace
 }  // namespace IL_ISA

@@ -11,6 +11,16 @@ namespace il {
 namespace IL_ISA {
 namespace {
 
+template <class A>
+class Zeros {
+ public:
+  explicit Zeros(int64_t count) : memory_(count) { fill(memory_.get(), count, A(0)); }
+  A* get() { return memory_.get(); }
+
+ private:
+  Scratch<A> memory_;
+};
+
 // Zeroed sums of one thread, added to the shared ones in `merge`. A single thread adds to the shared ones directly.
 // Integers, so the order of additions does not show. Null stays null.
 template <class A>
@@ -68,7 +78,7 @@ IL_INLINE bool share_range(int64_t begin, int64_t end, int64_t chunk, int thread
       if (first >= end || stop) break;
       for (int64_t i = first; i < min64(first + chunk, end); ++i) {
         worker(i);
-        if (i % 8 == 7) look();
+        if (i % 16 == 15) look();
       }
     }
 #pragma omp critical(il_merge)

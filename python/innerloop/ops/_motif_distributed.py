@@ -236,7 +236,7 @@ def _(index, adjacency, t, sums, k, induced, by_edge):
     out = index.new_empty(rows, _columns(k, by_edge))
     sums = sums.view(4 if by_edge else 3, rows) if k == 4 else None
     arguments = (None, out, t, None, sums) if by_edge else (out, None, t, sums, None)
-    _cpu.orbits_from_sums(*arguments, index, adjacency, k, induced)
+    _cpu.orbits_from_sums(*arguments, index, adjacency, k, induced, torch.get_num_threads())
     return out
 
 
