@@ -154,15 +154,17 @@ class Neighbourhood {
     int64_t* rows = rows_.get();
     nodes = o.out(v), size = o.outdegree(v);
     row = rows, hit = hits_.get();
-    for (int64_t i = 0; i < size; ++i) marks[nodes[i]] = uint16_t(i + 1);
+    // Rows ascend and lie above their own node: none leads to the first, and the last leads nowhere.
+    for (int64_t i = 1; i < size; ++i) marks[nodes[i]] = uint16_t(i + 1);
     Hit* end = hits_.get();
-    for (int64_t i = 0; i < size; ++i) {
+    for (int64_t i = 0; i + 1 < size; ++i) {
       rows[i] = end - hit;
       if (i + kAhead < size) __builtin_prefetch(o.out(nodes[i + kAhead]));
       end = filter(o.rows[nodes[i]], marks, end);
     }
+    if (size > 0) rows[size - 1] = end - hit;
     rows[size] = end - hit;
-    for (int64_t i = 0; i < size; ++i) marks[nodes[i]] = 0;
+    for (int64_t i = 1; i < size; ++i) marks[nodes[i]] = 0;
   }
 
   // The same from a store, where it is there.
