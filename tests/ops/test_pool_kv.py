@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""pool_kv against its definition; the golden values are in test_band_attention.py."""
+"""pool_kv against its definition; the golden values are in test_band_attention_golden.py."""
 
 import pytest
 import torch

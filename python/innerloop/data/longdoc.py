@@ -9,20 +9,31 @@ message starts with ``path:line``.
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from innerloop.data._text_files import json_lines, naming, text_lines, text_of
+from innerloop.data.question_answering import (
+    NQAnnotation,
+    NQExample,
+    NQSpan,
+    PageQuestions,
+    TydiAnnotation,
+    TydiExample,
+    read_leval,
+    read_nq,
+    read_tydiqa,
+)
 
 __all__ = [
     "BYTE_VOCABULARY_SIZE",
@@ -100,10 +111,10 @@ def read_sotu(path: str | Path) -> Iterator[Article]:
         FileNotFoundError: there is no such file.
         ValueError: a line is malformed.
     """
-    for where, row in _json_lines(path):
-        with _naming(where):
+    for where, row in json_lines(path):
+        with naming(where):
             speech = Article(
-                _text(row, "id"), _text(row, "text"), int(row["year"]), _text(row, "name"), _text(row, "party")
+                text_of(row, "id"), text_of(row, "text"), int(row["year"]), text_of(row, "name"), text_of(row, "party")
             )
         yield speech
 
@@ -116,7 +127,7 @@ def read_wikitext(path: str | Path) -> Iterator[Article]:
         ValueError: there is text before the first title.
     """
     title, lines = None, []
-    for number, line in _lines(path):
+    for number, line in text_lines(path):
         # Titles of sections have further signs: "= = Section = =".
         if match := re.fullmatch(r"= ([^=].*[^=]|[^=]) =", line.strip()):
             if title is not None:
@@ -284,7 +295,7 @@ def read_xquad_long(path: str | Path, length: int, *, split: str | None = None, 
 
 
 def _read_squad(path: Path) -> list[list[_Paragraph]]:
-    text = "\n".join(line for _, line in _lines(path))
+    text = "\n".join(line for _, line in text_lines(path))
     try:
         data = json.loads(text)["data"]
     except json.JSONDecodeError as error:
@@ -294,7 +305,7 @@ def _read_squad(path: Path) -> list[list[_Paragraph]]:
     articles = []
     for a, article in enumerate(data):
         paragraphs = []
-        with _naming(f"{path}: data[{a}]"):
+        with naming(f"{path}: data[{a}]"):
             for paragraph in article["paragraphs"]:
                 context, questions = paragraph["context"], []
                 for qa in paragraph["qas"]:
@@ -306,261 +317,6 @@ def _read_squad(path: Path) -> list[list[_Paragraph]]:
                 paragraphs.append(_Paragraph(context.encode(), questions))
         articles.append(paragraphs)
     return articles
-
-
-# --- TyDi QA --------------------------------------------------------------------------------------------------------
-
-_YES_NO = ("none", "yes", "no")
-
-
-@dataclass(frozen=True)
-class TydiAnnotation:
-    """What one annotator of TyDi QA said.
-
-    Attributes:
-        passage: position among the candidates, or -1 for none.
-        answer: (start, end) of the minimal answer in bytes of the document, or None.
-        yes_no: ``none``, ``yes`` or ``no``.
-    """
-
-    passage: int
-    answer: tuple[int, int] | None
-    yes_no: str
-
-
-@dataclass(frozen=True)
-class TydiExample:
-    """A question of TyDi QA's primary tasks and its article.
-
-    Attributes:
-        id: example id.
-        language: lower case name, such as ``finnish``.
-        question: text.
-        document: the article's plain text, UTF-8; all offsets count its bytes.
-        candidates: (start, end) of each passage.
-        annotations: three in the development set, one in training, none in the test set.
-    """
-
-    id: int | str
-    language: str
-    question: str
-    document: bytes
-    candidates: tuple[tuple[int, int], ...]
-    annotations: tuple[TydiAnnotation, ...]
-
-
-def read_tydiqa(path: str | Path) -> Iterator[TydiExample]:
-    """Streams TyDi QA's official ``.jsonl`` or ``.jsonl.gz`` (or all of a folder, in the order of their names).
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a line is malformed, or an offset lies outside the article.
-    """
-    for where, row in _json_lines(path):
-        with _naming(where):
-            document = _text(row, "document_plaintext").encode()
-            candidates = tuple(
-                _byte_span(candidate, len(document), "passage_answer_candidates")
-                for candidate in row["passage_answer_candidates"]
-            )
-            annotations = []
-            for annotation in row.get("annotations", []):
-                passage = annotation["passage_answer"]["candidate_index"]
-                if not -1 <= passage < len(candidates):
-                    raise ValueError(f"candidate_index {passage}, expected -1 or one of {len(candidates)} candidates")
-                minimal = annotation["minimal_answer"]
-                none = (minimal["plaintext_start_byte"], minimal["plaintext_end_byte"]) == (-1, -1)
-                span = None if none else _byte_span(minimal, len(document), "minimal_answer")
-                annotations.append(TydiAnnotation(passage, span, parse_yes_no(annotation["yes_no_answer"])))
-            question, language = _text(row, "question_text"), _text(row, "language")
-            example = TydiExample(row["example_id"], language, question, document, candidates, tuple(annotations))
-        yield example
-
-
-def parse_yes_no(value: Any) -> str:
-    """``none``, ``yes`` or ``no`` from any case."""
-    if not isinstance(value, str) or value.lower() not in _YES_NO:
-        raise ValueError(f"yes_no_answer {value!r}, expected NONE, YES or NO")
-    return value.lower()
-
-
-def _byte_span(span: dict, size: int, name: str) -> tuple[int, int]:
-    start, end = span["plaintext_start_byte"], span["plaintext_end_byte"]
-    if not 0 <= start <= end <= size:
-        raise ValueError(f"{name} [{start}, {end}), expected offsets within the {size} bytes of the document")
-    return start, end
-
-
-# --- Natural Questions ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class NQSpan:
-    """A span of Natural Questions: offsets into the HTML's bytes, into its tokens, or both; -1 where not given.
-
-    Raises:
-        ValueError: only one end of a pair is given, or a pair is empty or reversed.
-    """
-
-    start_byte: int = -1
-    end_byte: int = -1
-    start_token: int = -1
-    end_token: int = -1
-
-    def __post_init__(self) -> None:
-        for unit, start, end in (("byte", *self.bytes), ("token", *self.tokens)):
-            if (start < 0) != (end < 0) or 0 <= end <= start:
-                raise ValueError(f"NQSpan: {unit}s [{start}, {end}), expected start < end, or both negative for none")
-
-    @property
-    def bytes(self) -> tuple[int, int]:
-        return self.start_byte, self.end_byte
-
-    @property
-    def tokens(self) -> tuple[int, int]:
-        return self.start_token, self.end_token
-
-    @property
-    def is_null(self) -> bool:
-        return self.start_byte < 0 and self.start_token < 0
-
-    @classmethod
-    def from_json(cls, row: dict) -> NQSpan:
-        """From the official keys ``start_byte``, ``end_byte``, ``start_token``, ``end_token``, each optional."""
-        return cls(*(int(row.get(key, -1)) for key in ("start_byte", "end_byte", "start_token", "end_token")))
-
-    def matches(self, other: NQSpan) -> bool:
-        """Whether the bytes agree, or the tokens do, where both spans have them."""
-        return (self.start_byte >= 0 and self.bytes == other.bytes) or (
-            self.start_token >= 0 and self.tokens == other.tokens
-        )
-
-
-@dataclass(frozen=True)
-class NQAnnotation:
-    """What one annotator of Natural Questions said.
-
-    Attributes:
-        long: the long answer, a null span for none.
-        candidate: its position among the candidates, or -1.
-        short: the short answers, none to several.
-        yes_no: ``none``, ``yes`` or ``no``.
-    """
-
-    long: NQSpan
-    candidate: int
-    short: tuple[NQSpan, ...]
-    yes_no: str
-
-
-@dataclass(frozen=True)
-class NQExample:
-    """A question of Natural Questions and its page.
-
-    Attributes:
-        id: example id.
-        question: text.
-        tokens: of the page, HTML tags among them. In the simplified format these are the pieces of the text between
-            single blanks.
-        is_html: bool (tokens,), True for tags; None in the simplified format, which does not say.
-        html: the page as UTF-8 bytes, to which byte offsets refer; empty in the simplified format.
-        candidates: the long-answer candidates.
-        top_level: for each candidate, whether no other contains it.
-        annotations: five in the development set, one in training, none in the test set.
-    """
-
-    id: int | str
-    question: str
-    tokens: tuple[str, ...]
-    is_html: Tensor | None
-    html: bytes
-    candidates: tuple[NQSpan, ...]
-    top_level: tuple[bool, ...]
-    annotations: tuple[NQAnnotation, ...]
-
-    def text(self, span: NQSpan) -> str:
-        """Tokens of ``span`` with blanks between, tags left out where they are known."""
-        chosen = range(*span.tokens) if span.start_token >= 0 else ()
-        return " ".join(self.tokens[i] for i in chosen if self.is_html is None or not self.is_html[i])
-
-
-def read_nq(path: str | Path) -> Iterator[NQExample]:
-    """Streams Natural Questions, official ``.jsonl.gz`` or ``.jsonl``, in the original or the simplified format.
-
-    A folder stands for all such files in it, in the order of their names.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a line is malformed, or a span lies outside the page.
-    """
-    for where, row in _json_lines(path):
-        with _naming(where):
-            if "document_tokens" in row:
-                tokens = tuple(token["token"] for token in row["document_tokens"])
-                is_html = torch.tensor([bool(token["html_token"]) for token in row["document_tokens"]])
-                html = _text(row, "document_html").encode()
-            else:
-                # Not split(): it would also cut at other white space within a token.
-                tokens, is_html, html = tuple(_text(row, "document_text").split(" ")), None, b""
-            sizes = (len(html) if html else None, len(tokens))
-            annotations = []
-            for annotation in row.get("annotations", []):
-                short = tuple(_nq_span(s, *sizes, "short_answers") for s in annotation["short_answers"])
-                long = _nq_span(annotation["long_answer"], *sizes, "long_answer")
-                candidate = annotation["long_answer"].get("candidate_index", -1)
-                if not -1 <= candidate < len(row["long_answer_candidates"]):
-                    raise ValueError(
-                        f"candidate_index {candidate}, expected -1 or one of {len(row['long_answer_candidates'])}"
-                    )
-                annotations.append(NQAnnotation(long, candidate, short, parse_yes_no(annotation["yes_no_answer"])))
-            example = NQExample(
-                row["example_id"],
-                _text(row, "question_text"),
-                tokens,
-                is_html,
-                html,
-                tuple(_nq_span(c, *sizes, "long_answer_candidates") for c in row["long_answer_candidates"]),
-                tuple(bool(c["top_level"]) for c in row["long_answer_candidates"]),
-                tuple(annotations),
-            )
-        yield example
-
-
-def _nq_span(row: dict, num_bytes: int | None, num_tokens: int, name: str) -> NQSpan:
-    span = NQSpan.from_json(row)
-    if span.end_token > num_tokens or (num_bytes is not None and span.end_byte > num_bytes):
-        raise ValueError(f"{name} {span}, expected offsets within {num_tokens} tokens and {num_bytes} bytes")
-    return span
-
-
-@dataclass(frozen=True)
-class PageQuestions:
-    """A page with questions and answers as text (the layout of L-Eval's natural_question.jsonl).
-
-    Attributes:
-        page: blank-separated tokens, HTML tags among them.
-        questions, answers: texts, one answer a question.
-    """
-
-    page: str
-    questions: tuple[str, ...]
-    answers: tuple[str, ...]
-
-
-def read_leval(path: str | Path) -> Iterator[PageQuestions]:
-    """Streams L-Eval's ``.jsonl`` (or ``.gz``): ``input``, ``instructions``, ``outputs``.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a line is malformed, or has not one answer for each question.
-    """
-    for where, row in _json_lines(path):
-        with _naming(where):
-            questions, answers = tuple(row["instructions"]), tuple(row["outputs"])
-            if len(questions) != len(answers):
-                raise ValueError(f"{len(questions)} instructions and {len(answers)} outputs, expected as many")
-            page = PageQuestions(_text(row, "input"), questions, answers)
-        yield page
 
 
 # --- summarisation --------------------------------------------------------------------------------------------------
@@ -591,67 +347,12 @@ def read_arxiv(path: str | Path) -> Iterator[Summary]:
         FileNotFoundError: there is no such file.
         ValueError: a line is malformed.
     """
-    for where, row in _json_lines(path):
-        with _naming(where):
+    for where, row in json_lines(path):
+        with naming(where):
             if "article_text" in row:
                 article = "\n".join(row["article_text"])
                 abstract = "\n".join(re.sub(r"</?S>", "", s).strip() for s in row["abstract_text"])
             else:
-                article, abstract = _text(row, "article"), _text(row, "abstract")
+                article, abstract = text_of(row, "article"), text_of(row, "abstract")
             summary = Summary(str(row.get("article_id", "")), article, abstract)
         yield summary
-
-
-# --- files ----------------------------------------------------------------------------------------------------------
-
-
-def _lines(path: str | Path) -> Iterator[tuple[int, str]]:
-    """(number from 1, line without its end) of a text file, plain or gzip."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    number = 0
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-        try:
-            for number, line in enumerate(file, 1):  # bytes: only a line feed ends a line
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}:{number}: no UTF-8 ({error})") from None
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise ValueError(f"{path}:{number + 1}: damaged gzip file ({error})") from None
-
-
-def _json_lines(path: str | Path) -> Iterator[tuple[str, dict]]:
-    """("path:line", object) of each line that is not empty; of all .jsonl and .jsonl.gz files of a folder."""
-    path = Path(path)
-    files = sorted(p for p in path.iterdir() if p.name.endswith((".jsonl", ".jsonl.gz"))) if path.is_dir() else [path]
-    if not files:
-        raise FileNotFoundError(f"{path}: holds no .jsonl or .jsonl.gz file")
-    for file in files:
-        for number, line in _lines(file):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{file}:{number}: no JSON ({error.msg} at column {error.colno})") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"{file}:{number}: {type(row).__name__}, expected a JSON object")
-            yield f"{file}:{number}", row
-
-
-@contextmanager
-def _naming(where: str) -> Iterator[None]:
-    """Puts the place in front of what is wrong with a record."""
-    try:
-        yield
-    except KeyError as error:
-        raise ValueError(f"{where}: no field {error.args[0]!r}") from None
-    except (TypeError, ValueError, AttributeError, IndexError) as error:
-        raise ValueError(f"{where}: {error}") from None
-
-
-def _text(row: dict, key: str) -> str:
-    if not isinstance(row[key], str):
-        raise ValueError(f"{key} is {type(row[key]).__name__}, expected text")
-    return row[key]

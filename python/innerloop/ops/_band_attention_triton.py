@@ -38,7 +38,7 @@ class _Call:
         self.bias_sizes = 0 if bias is None else bias.shape[1], bias_stride, bias_shift
         self.numbers = {
             "scale": scale,
-            "below": int(dropout_p * 2**32),  # as in csrc/bind/cpu.cpp
+            "below": int(dropout_p * 2**32),  # as in csrc/bind/attention.cpp
             "factor": 1 / (1 - dropout_p),
         }
         width = max(16, triton.next_power_of_2(dim))

@@ -142,7 +142,7 @@ def _empty_states(*args):
 
 
 def _check(csr, relation, input, source, query, weight, bias, norm_weight, norm_bias, scalers, mul, residual):
-    """The checks that bind/cpu.cpp makes, but for the values of source and scalers and the nodes of csr."""
+    """The checks that bind/nbfnet_layer.cpp makes, but for the values of source and scalers and the nodes of csr."""
     if query.dim() != 2 or weight.dim() != 2:
         raise ValueError(
             f"nbfnet_layer: query and weight have shapes {tuple(query.shape)} and {tuple(weight.shape)}, expected "

@@ -160,7 +160,7 @@ def _explain_bad_call(graph, sum, mul, relation, input, boundary, edge_weight) -
 
 
 def _check(csr, relation, input, boundary, edge_weight, mul) -> None:
-    """The checks that bind/cpu.cpp makes on values, from shapes, dtypes and devices alone."""
+    """The checks that bind/relational_spmm.cpp makes on values, from shapes, dtypes and devices alone."""
     op = "relational_spmm"
     if input.dim() != 3:
         raise ValueError(f"{op}: input has shape {tuple(input.shape)}, expected (V, B, d) or (V, d)")

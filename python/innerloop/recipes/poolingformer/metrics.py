@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from innerloop.data.longdoc import NQAnnotation, NQSpan, TydiAnnotation, parse_yes_no
+from innerloop.data.question_answering import NQAnnotation, NQSpan, TydiAnnotation, parse_yes_no
 
 __all__ = [
     "AnswerMetrics",
