@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The motif grid of whole graph classification sets, and closeness against graph libraries."""
+"""The motif grid of whole graph classification sets."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
-from harness import OURS, Work, assert_near, path_taken, peer
-from innerloop import Graph, closeness, motif_grid, reference
+from harness import OURS, Work, path_taken
+from innerloop import Graph, motif_grid, reference
 from innerloop.data.tu import GraphDataset, load_mutag, read_tu
 from torch import Tensor
 
@@ -60,43 +58,4 @@ def test_motif_grid(name, num_nodes, tie, quick, compare):
         Work(cells * (9 * 4 + 3 * 4 + 1) + 16 * graph.num_edges, 0),
         absent=absent,
         path=path_taken("motif_grid", "cpu"),
-    )
-
-
-def closeness_peers(graph: Graph) -> dict[str, Callable[[], Tensor]]:
-    parts = [(last - first, first) for first, last in pairwise(graph.ptr.tolist())]
-    own = graph.batch[graph.edges[:, 0]]
-    edges = [(graph.edges[own == b] - first).tolist() for b, (_, first) in enumerate(parts)]
-    peers = {}
-    if igraph := peer("igraph"):
-        graphs = [igraph.Graph(n, pairs) for (n, _), pairs in zip(parts, edges, strict=True)]
-        peers["igraph"] = lambda: torch.tensor([c for g in graphs for c in g.closeness()], dtype=torch.float64)
-    if networkx := peer("networkx"):
-        others = []
-        for (n, _), pairs in zip(parts, edges, strict=True):
-            g = networkx.empty_graph(n)
-            g.add_edges_from(pairs)
-            others.append(g)
-        peers["networkx"] = lambda: torch.tensor(
-            [c for g in others for c in networkx.closeness_centrality(g, wf_improved=False).values()],
-            dtype=torch.float64,
-        )
-    return peers
-
-
-def test_closeness(quick, compare):
-    data = load_mutag()
-    graph = Graph(data.edge_index, ptr=data.ptr)
-    graph = first_graphs(graph, GATE) if quick else graph
-    functions = {OURS: lambda: closeness(graph), **closeness_peers(graph)}
-    functions["plain Python"] = lambda: reference.closeness(graph.edges, graph.num_nodes)
-    expected = functions["plain Python"]()
-    for name, function in functions.items():
-        assert_near(function(), expected, 1e-12, name)
-    compare(
-        f"closeness MUTAG, {graph.num_graphs} graphs, cpu",
-        {name: [function] for name, function in functions.items()},
-        Work(8 * graph.num_edges + 8 * graph.num_nodes, 0, dtype="float64"),
-        absent={name: "not installed" for name in ("igraph", "networkx") if name not in functions},
-        path=path_taken("closeness", "cpu"),
     )

@@ -4,6 +4,8 @@
 
 #include <pybind11/pybind11.h>
 
+#include <vector>
+
 #include "bind/graph_checks.h"
 #include "core/kernels.h"
 
@@ -34,6 +36,19 @@ il::GraphBatch batch_of(const char* op, py::handle index, py::handle adjacency, 
   return batch;
 }
 
+// Whether `order` has each node of each graph once, counted from the graph's first one.
+bool orders_nodes(const int64_t* order, const il::GraphBatch& batch) {
+  std::vector<bool> seen(batch.graph.num_nodes);
+  for (int64_t b = 0; b < batch.num_graphs; ++b) {
+    const int64_t first = batch.ptr[b], nodes = batch.ptr[b + 1] - first;
+    for (int64_t i = first; i < first + nodes; ++i) {
+      if (order[i] < 0 || order[i] >= nodes || seen[first + order[i]]) return false;
+      seen[first + order[i]] = true;
+    }
+  }
+  return true;
+}
+
 // Runs the kernel on arguments that hold a GraphBatch.
 template <class Args>
 void run(void (*kernel)(Args&), Args& args, const char* op) {
@@ -47,10 +62,19 @@ void run(void (*kernel)(Args&), Args& args, const char* op) {
   IL_CHECK(args.batch.closed, op, "ptr", "offsets that an edge crosses", "graphs without edges between them");
 }
 
-void closeness(py::handle out, py::handle index, py::handle adjacency, py::handle ptr, int threads) {
+void closeness(py::handle out, py::handle index, py::handle adjacency, py::handle ptr, py::handle order,
+               int64_t samples, int threads) {
   const char* op = "closeness";
+  IL_CHECK(samples >= 0, op, "samples", std::to_string(samples), "at least 0");
   il::Closeness c{};
   c.batch = batch_of(op, index, adjacency, ptr, threads);
+  c.samples = samples;
+  if (!order.is_none()) {
+    const TensorView nodes = typed(order, op, "order", DType::kInt64, "int64");
+    check_shape(nodes, {c.batch.graph.num_nodes}, op, "order");
+    c.order = nodes.ptr<int64_t>();
+    IL_CHECK(orders_nodes(c.order, c.batch), op, "order", "other nodes", "each node of a graph once, counted from 0");
+  }
   const TensorView o = typed(out, op, "out", DType::kFloat64, "float64");
   check_shape(o, {c.batch.graph.num_nodes}, op, "out");
   c.out = o.ptr<double>();
@@ -58,8 +82,8 @@ void closeness(py::handle out, py::handle index, py::handle adjacency, py::handl
 }
 
 void motif_grid(py::handle x, py::handle nodes, py::handle mask, py::handle index, py::handle adjacency, py::handle ptr,
-                py::handle value, py::handle edge_value, int64_t num_nodes, int64_t slots, int k, int64_t planes,
-                int tie, bool per_type, int threads) {
+                py::handle value, py::handle edge_value, py::handle centrality, int64_t num_nodes, int64_t slots, int k,
+                int64_t planes, int tie, bool per_type, int threads) {
   const char* op = "motif_grid";
   IL_CHECK(num_nodes >= 1, op, "num_nodes", std::to_string(num_nodes), "at least 1");
   IL_CHECK(slots >= 1, op, "slots", std::to_string(slots), "at least 1");
@@ -82,6 +106,12 @@ void motif_grid(py::handle x, py::handle nodes, py::handle mask, py::handle inde
     const TensorView e = typed(edge_value, op, "edge_value", DType::kFloat32, "float32");
     check_shape(e, {p.batch.graph.num_edges}, op, "edge_value");
     p.edge_value = e.ptr<float>();
+  }
+  if (!centrality.is_none()) {
+    const TensorView c = typed(centrality, op, "centrality", DType::kFloat64, "float64");
+    check_shape(c, {n}, op, "centrality");
+    p.centrality = c.ptr<double>();
+    for (int64_t i = 0; i < n; ++i) IL_CHECK(p.centrality[i] == p.centrality[i], op, "centrality", "nan", "numbers");
   }
   const TensorView grid = typed(x, op, "x", DType::kFloat32, "float32");
   check_shape(grid, {graphs, planes, k * slots, k * num_nodes}, op, "x");

@@ -5,6 +5,7 @@
 
 #include "cpu/band_attention.h"
 #include "cpu/bellman_ford.h"
+#include "cpu/closeness.h"
 #include "cpu/infonce.h"
 #include "cpu/match.h"
 #include "cpu/motif_grid.h"

@@ -1,27 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// Closeness of every node of a batch of graphs, and the motifs around the most central ones as a grid:
-//   c(v) = (n_c - 1) / Σ_u d(v, u),  u in the component of v, which has n_c nodes
-//   x[b, :, k s + p, k i + q] = (p, q) entry of the s-th motif around the i-th node by (c descending, ties)
+// The motifs around the most central nodes of each graph of a batch as a grid:
+//   x[b, :, k s + p, k i + q] = (p, q) entry of the s-th motif around the i-th node by (centrality descending, ties)
 //
-// A task is a graph. It is copied out of the batch's CSR into one of its own; sources go through breadth-first search
-// 64 at a time, a bit each, and d(u, v) = d(v, u) makes counting bits enough: O(n / 64 · diameter · m). Then the CSR is
-// written again by position in the order of nodes, rows ascending, so that the triples around a node come out in the
-// order they are wanted in, and stop when the slots are full. Other sizes of motif are all enumerated, and the first
-// ones kept. Writes k² slots num_nodes planes floats a graph. No floating-point sums but one division a node.
+// A task is a graph. Its CSR is written again by position in the order of nodes, rows ascending, so that the triples
+// around a node come out in the order they are wanted in, and stop when the slots are full. Other sizes of motif are
+// all enumerated, and the first ones kept. Writes k² slots num_nodes planes floats a graph.
 #include "cpu/motif_grid.h"
 
 #include "core/simd.h"
+#include "cpu/graph_batch.h"
 
 namespace il {
 namespace IL_ISA {
 namespace {
-
-template <class A>
-IL_INLINE void exchange(A& a, A& b) {
-  const A kept = a;
-  a = b;
-  b = kept;
-}
 
 // Stable.
 template <class A, class Before>
@@ -35,127 +26,6 @@ void merge_sort(A* items, int64_t n, A* spare, Before&& before) {
         items[to] = right < end && before(items[right], spare[left]) ? items[right++] : spare[left++];
       }
     }
-  }
-}
-
-struct Csr {
-  const int64_t n;
-  Scratch<int64_t> rowptr;
-  Scratch<int32_t> col, eid;
-
-  Csr(int64_t nodes, int64_t entries) : n(nodes), rowptr(nodes + 1), col(entries), eid(entries) {}
-  int64_t begin(int64_t v) const { return rowptr.data()[v]; }
-  int64_t end(int64_t v) const { return rowptr.data()[v + 1]; }
-  int64_t degree(int64_t v) const { return end(v) - begin(v); }
-  int32_t to(int64_t e) const { return col.data()[e]; }
-  // First entry of row v, whose columns ascend, that is at least `column`.
-  int64_t lower(int64_t v, int64_t column) const {
-    int64_t low = begin(v), high = end(v);
-    while (low < high) {
-      const int64_t middle = (low + high) / 2;
-      if (to(middle) < column) {
-        low = middle + 1;
-      } else {
-        high = middle;
-      }
-    }
-    return low;
-  }
-  bool adjacent(int64_t v, int64_t w) const {
-    const int64_t e = lower(v, w);
-    return e < end(v) && to(e) == w;
-  }
-};
-
-bool stopped(GraphBatch& batch) {
-  bool going;
-#pragma omp atomic read
-  going = batch.finished;
-  if (going && (batch.poll.ask == nullptr || !batch.poll.ask(batch.poll.state))) return false;
-#pragma omp atomic write
-  batch.finished = false;
-  return true;
-}
-
-// body(b, graph) for each graph of the batch, its nodes numbered from 0 in the user's order.
-template <class F>
-void for_each_graph(GraphBatch& batch, F&& body) {
-  const SimpleGraph& all = batch.graph;
-  Scratch<int32_t> rank(all.num_nodes);
-  for (int64_t r = 0; r < all.num_nodes; ++r) rank.get()[all.order[r]] = int32_t(r);
-  batch.closed = batch.finished = true;
-  parallel_tasks(batch.num_graphs, batch.threads, [&](int64_t b) {
-    if (stopped(batch)) return;
-    const int64_t first = batch.ptr[b], n = batch.ptr[b + 1] - first;
-    int64_t entries = 0;
-    for (int64_t v = 0; v < n; ++v) {
-      const int64_t r = rank.data()[first + v];
-      entries += all.rowptr[r + 1] - all.rowptr[r];
-    }
-    Csr g(n, entries);
-    int64_t at = 0;
-    for (int64_t v = 0; v < n; ++v) {
-      g.rowptr.get()[v] = at;
-      const int64_t r = rank.data()[first + v];
-      for (int64_t e = all.rowptr[r]; e < all.rowptr[r + 1]; ++e, ++at) {
-        const int64_t w = all.order[all.col[e]] - first;
-        if (w < 0 || w >= n) {
-#pragma omp atomic write
-          batch.closed = false;
-          return;
-        }
-        g.col.get()[at] = int32_t(w);
-        g.eid.get()[at] = all.eid[e];
-      }
-    }
-    g.rowptr.get()[n] = at;
-    body(b, g);
-  });
-}
-
-// Bit j of a word is the j-th source of a group of 64. Every share has sums of its own.
-void closeness_of(const Csr& g, GraphBatch& batch, double* out) {
-  const int threads = batch.num_graphs > 1 ? 1 : batch.threads;
-  const int64_t n = g.n, groups = (n + 63) / 64, shares = min64(groups, threads);
-  Scratch<int64_t> sums(2 * shares * n);
-  fill(sums.get(), 2 * shares * n, int64_t(0));
-  parallel_tasks(shares, threads, [&](int64_t share) {
-    int64_t *distance = sums.get() + 2 * share * n, *reached = distance + n;
-    Scratch<uint64_t> words(3 * n);
-    uint64_t *seen = words.get(), *now = seen + n, *next = now + n;
-    for (int64_t group = share; group < groups && !stopped(batch); group += shares) {
-      const int64_t first = group * 64, sources = min64(64, n - first);
-      const uint64_t every = ~uint64_t(0) >> (64 - sources);
-      fill(seen, 2 * n, uint64_t(0));
-      for (int64_t j = 0; j < sources; ++j) seen[first + j] = now[first + j] = uint64_t(1) << j;
-      uint64_t moved = every, left = every;
-      for (int64_t level = 1; moved != 0 && left != 0; ++level) {
-        if (level % 16 == 0 && stopped(batch)) break;
-        moved = left = 0;
-        for (int64_t v = 0; v < n; ++v) {
-          const uint64_t missing = every & ~seen[v];
-          uint64_t found = 0;
-          for (int64_t e = g.begin(v); e < g.end(v) && found != missing; ++e) found |= now[g.to(e)] & missing;
-          next[v] = found;
-          left |= missing & ~found;
-          if (found == 0) continue;
-          const int64_t count = __builtin_popcountll(found);
-          reached[v] += count;
-          distance[v] += level * count;
-          seen[v] |= found;
-          moved |= found;
-        }
-        exchange(now, next);
-      }
-    }
-  });
-  for (int64_t v = 0; v < n; ++v) {
-    int64_t distance = 0, reached = 0;
-    for (int64_t share = 0; share < shares; ++share) {
-      distance += sums.data()[2 * share * n + v];
-      reached += sums.data()[(2 * share + 1) * n + v];
-    }
-    out[v] = distance > 0 ? double(reached) / double(distance) : 0.0;
   }
 }
 
@@ -200,14 +70,20 @@ void refine(const Csr& g, const float* edge_value, int32_t* order, int32_t* spar
   }
 }
 
-void order_nodes(const Csr& g, MotifGrid& p, const int64_t* value, int32_t* order) {
-  const int64_t n = g.n;
+// Of the graph whose first node is `first`.
+void order_nodes(const Csr& g, MotifGrid& p, int64_t first, int32_t* order) {
+  const int64_t n = g.n, *value = p.value + first;
   Scratch<double> closeness(n);
   Scratch<int32_t> spare(n);
-  closeness_of(g, p.batch, closeness.get());
+  const double* central = closeness.data();
+  if (p.centrality != nullptr) {
+    central = p.centrality + first;
+  } else {
+    closeness_of(g, p.batch, nullptr, n, closeness.get());
+  }
   for (int64_t v = 0; v < n; ++v) order[v] = int32_t(v);
   auto before = [&](int32_t a, int32_t b) {
-    const double x = closeness.data()[a], y = closeness.data()[b];
+    const double x = central[a], y = central[b];
     if (x != y) return x > y;
     if (p.tie != Tie::kOfficial && g.degree(a) != g.degree(b)) return g.degree(a) > g.degree(b);
     return p.tie == Tie::kCanonical && value[a] < value[b];
@@ -520,16 +396,11 @@ struct Writer {
 
 }  // namespace
 
-void closeness(Closeness& args) {
-  GraphBatch& batch = args.batch;
-  for_each_graph(batch, [&](int64_t b, const Csr& g) { closeness_of(g, batch, args.out + batch.ptr[b]); });
-}
-
 void motif_grid(MotifGrid& args) {
   const Patterns patterns(args.k == 3 ? 2 : args.k);  // triples need none
   for_each_graph(args.batch, [&](int64_t b, const Csr& g) {
     Scratch<int32_t> order(g.n);
-    order_nodes(g, args, args.value + args.batch.ptr[b], order.get());
+    order_nodes(g, args, args.batch.ptr[b], order.get());
     Csr ranked(g.n, g.n > 0 ? g.end(g.n - 1) : 0);
     renumber(g, order.data(), &ranked);
     const Writer writer{args, ranked, order.data(), b};

@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     )
     from .ops.band_attention import band_attention
     from .ops.bellman_ford import Semiring, bellman_ford
+    from .ops.closeness import closeness
     from .ops.infonce import ckd, infonce, ntxent, siglip, supcon
     from .ops.match import k_cliques, match, match_batches
-    from .ops.motif_grid import closeness, gather_grid, motif_grid
+    from .ops.motif_grid import gather_grid, motif_grid
     from .ops.nbfnet_layer import nbfnet_layer
     from .ops.node_orbits import edge_orbits, graphlets, node_orbits
     from .ops.pool_kv import pool_kv, pooled_valid, pooling_attention
@@ -47,7 +48,7 @@ _EXPORTS = {
     "band_attention": ".ops.band_attention",
     "bellman_ford": ".ops.bellman_ford",
     "ckd": ".ops.infonce",
-    "closeness": ".ops.motif_grid",
+    "closeness": ".ops.closeness",
     "clustering": ".ops.triangles",
     "edge_orbits": ".ops.node_orbits",
     "edge_orbits_distributed": ".ops._motif_distributed",

@@ -19,7 +19,7 @@ TESTED = {
     "band_attention": "test_band_attention.py",
     "band_attention_backward": "test_band_attention.py",
     "bellman_ford": "test_bellman_ford.py",
-    "closeness": "test_motif_grid.py",
+    "closeness": "test_closeness.py",
     "edge_orbits": "test_node_orbits.py",
     "fan_sums": "test_motif_distributed.py",
     "infonce": "test_infonce.py",
@@ -185,6 +185,7 @@ def _calls() -> dict[str, torch.Tensor]:
     results |= {f"subgraph_attention {i}": t.detach() for i, t in enumerate((out, *grads))}
     graph = innerloop.Graph(torch.randint(60, (2, 500)), 60)
     results["closeness"] = innerloop.closeness(graph)
+    results["closeness of a sample"] = innerloop.closeness(innerloop.Graph(torch.randint(300, (2, 500)), 300), 100)
     results["motif_grid"] = innerloop.motif_grid(graph, 20).x
     return results
 
@@ -288,8 +289,8 @@ innerloop.infonce(x, x, normalize=True, **options).backward()
 options = dict(negatives_mask="margin", tau_plus=0.1, normalize=True)
 innerloop.infonce(x, x, **options).backward()
 graph = innerloop.Graph(torch.tensor([[0, 1, 2, 0, 3], [1, 2, 3, 2, 4]]))
-innerloop.closeness(graph)
-innerloop.motif_grid(graph, 2, edge_labels=torch.rand(5))
+innerloop.closeness(graph, samples=2)
+innerloop.motif_grid(graph, 2, edge_labels=torch.rand(5), centrality=torch.rand(5))
 innerloop.triangles(graph), innerloop.triangles(graph, "edge")
 innerloop.node_orbits(graph, 5), innerloop.edge_orbits(graph)
 from innerloop.ops import _motif_distributed as steps

@@ -398,6 +398,7 @@ call = {
     "orbits": lambda: innerloop.node_orbits(Graph(torch.triu_indices(2000, 2000, 1)), 4),
     "grid": lambda: innerloop.motif_grid(Graph(star), 1, k=5),
     "closeness": lambda: innerloop.closeness(Graph(path)),
+    "sampled closeness": lambda: innerloop.closeness(Graph(path), samples=50000),
 }[sys.argv[2]]
 threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
 try:
@@ -409,7 +410,7 @@ os._exit(0)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("what", ["match", "one heavy root", "orbits", "grid", "closeness"])
+@pytest.mark.parametrize("what", ["match", "one heavy root", "orbits", "grid", "closeness", "sampled closeness"])
 def test_ctrl_c_stops_a_count(what, threads):
     command = [sys.executable, "-c", INTERRUPTED, str(threads), what]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)

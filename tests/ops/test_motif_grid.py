@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""motif_grid and closeness against their definitions, and facts that can be told by hand."""
+"""motif_grid against its definition, and facts that can be told by hand."""
 
 import itertools
 
@@ -31,28 +31,6 @@ def some_graphs():
     """Of all kinds: empty, one node, isolated nodes, several components, hubs, dense ones."""
     few = [(0, []), (1, []), (2, [(0, 1)]), (5, [(1, 3)]), (30, STAR), (9, CLIQUE), (6, RING), (3, [(2, 1), (0, 2)])]
     return union(*few, *(random_graph(n, d) for n in (4, 7, 11, 14) for d in (0.15, 0.35, 0.7)))
-
-
-def test_closeness_by_hand():
-    # A path of three, a pair and an isolated node: the pair is as central as the middle of the path.
-    graph = union((6, [(1, 0), (1, 2), (3, 4)]))
-    assert closeness(graph).tolist() == [2 / 3, 1, 2 / 3, 1, 1, 0]
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("n", [1, 63, 64, 65, 200])
-def test_closeness_in_groups_of_sources(n, threads):
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    path = union((n, [(i, i + 1) for i in range(n - 1) if i != 150]))
-    found = closeness(path)
-    torch.set_num_threads(before)
-    assert torch.equal(found, reference.closeness(path.edges, n))
-
-
-def test_closeness_of_a_batch():
-    graph = some_graphs()
-    assert torch.equal(closeness(graph), reference.closeness(graph.edges, graph.num_nodes))
 
 
 def expected(graph, num_nodes, slots, value, planes=1, **options):
@@ -98,6 +76,15 @@ def test_ties():
     graph = union((5, [(0, 1), (2, 4), (3, 4)]))
     order = {tie: motif_grid(graph, 5, 1, k=2, tie=tie).index[0, :, 0, 0].tolist() for tie in TIES}
     assert order == {"degree": [4, 0, 1, 2, 3], "official": [0, 1, 4, 2, 3], "canonical": [4, 0, 1, 2, 3]}
+
+
+@pytest.mark.parametrize("tie", TIES)
+def test_another_centrality(tie):
+    graph = some_graphs()
+    for central in (graph.degree, torch.rand(graph.num_nodes), torch.randint(-2, 2, (graph.num_nodes,))):
+        grid = motif_grid(graph, 5, 4, centrality=central, tie=tie)
+        assert_same(grid, expected(graph, 5, 4, graph.degree, centrality=central, tie=tie))
+    assert_same(motif_grid(graph, 5, centrality=closeness(graph), tie=tie), motif_grid(graph, 5, tie=tie))
 
 
 @pytest.mark.parametrize("content", ["value", "onehot"])
@@ -238,22 +225,24 @@ def test_gather_grid_gradient():
 def test_opcheck():
     graph = union((0, []), (3, [(0, 1)]), random_graph(6, 0.5))
     packed = (graph.index, graph.adjacency, graph.ptr)
-    torch.library.opcheck(torch.ops.innerloop.closeness.default, packed)
     labels, edge_value = torch.randint(1, 4, (graph.num_nodes,)), torch.rand(graph.num_edges)
-    for k, planes, edges in ((3, 1, None), (4, 4, edge_value)):
+    central = torch.rand(graph.num_nodes, dtype=torch.float64)
+    for k, planes, edges, order in ((3, 1, None, None), (4, 4, edge_value, central)):
         torch.library.opcheck(
-            torch.ops.innerloop.motif_grid.default, (*packed, labels, edges, 5, 6, k, planes, 2, True)
+            torch.ops.innerloop.motif_grid.default, (*packed, labels, edges, order, 5, 6, k, planes, 2, True)
         )
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_compile():
     graph = some_graphs()
-    labels = torch.randint(4, (graph.num_nodes,))
+    labels, degree = torch.randint(4, (graph.num_nodes,)), graph.degree
 
     def model(features, labels):
-        grid = motif_grid(graph, 5, node_labels=labels, num_labels=4, content="onehot")
-        return grid.x, gather_grid(grid.index, grid.mask, features), closeness(graph)
+        options = {"node_labels": labels, "num_labels": 4, "content": "onehot"}
+        grid = motif_grid(graph, 5, **options)
+        by_degree = motif_grid(graph, 5, centrality=degree, **options)
+        return grid.x, gather_grid(grid.index, grid.mask, features), by_degree.x
 
     features = torch.randn(graph.num_nodes, 3)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
@@ -265,13 +254,12 @@ def test_kernels_refuse_what_is_no_batch():
     graph = union((3, [(0, 1)]), (3, [(0, 2)]))
     for ptr in ([0, 1, 6], [0, 4, 3, 6], [0, 3], [1, 6], [0]):
         ptr = torch.tensor(ptr, dtype=torch.int64)
-        with pytest.raises(ValueError, match="closeness: ptr"):
-            torch.ops.innerloop.closeness(graph.index, graph.adjacency, ptr)
+        args = (graph.index, graph.adjacency, ptr, graph.degree, None, None, 2, 2, 3, 1, 0, False)
         with pytest.raises(ValueError, match="motif_grid: ptr"):
-            torch.ops.innerloop.motif_grid(graph.index, graph.adjacency, ptr, graph.degree, None, 2, 2, 3, 1, 0, False)
+            torch.ops.innerloop.motif_grid(*args)
     value = torch.full((6,), 4)
     with pytest.raises(ValueError, match="motif_grid: value"):
-        torch.ops.innerloop.motif_grid(graph.index, graph.adjacency, graph.ptr, value, None, 2, 2, 3, 4, 0, False)
+        torch.ops.innerloop.motif_grid(graph.index, graph.adjacency, graph.ptr, value, None, None, 2, 2, 3, 4, 0, False)
 
 
 LABELS = torch.tensor([0, 1, 2])
@@ -292,6 +280,9 @@ BAD = [
     ({"edge_labels": LABELS}, ValueError, r"edge_labels has shape \(3,\), expected \(2,\)"),
     ({"edge_labels": LABELS[:2] > 0}, TypeError, "edge_labels is torch.bool"),
     ({"edge_labels": torch.ones(2, requires_grad=True)}, ValueError, "edge_labels requires a gradient"),
+    ({"centrality": "degree"}, TypeError, "centrality is str, expected an integer or floating tensor"),
+    ({"centrality": torch.ones(2)}, ValueError, r"centrality has shape \(2,\), expected \(3,\)"),
+    ({"centrality": torch.tensor([1, torch.nan, 2])}, ValueError, "centrality is nan, expected numbers"),
 ]
 
 

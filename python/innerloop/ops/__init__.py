@@ -4,9 +4,10 @@
 from ._motif_adjacency import motif_adjacency, triangle_list
 from .band_attention import band_attention
 from .bellman_ford import Semiring, bellman_ford
+from .closeness import closeness
 from .infonce import ckd, infonce, ntxent, siglip, supcon
 from .match import k_cliques, match, match_batches
-from .motif_grid import closeness, gather_grid, motif_grid
+from .motif_grid import gather_grid, motif_grid
 from .nbfnet_layer import nbfnet_layer
 from .node_orbits import edge_orbits, graphlets, node_orbits
 from .pool_kv import pool_kv, pooled_valid, pooling_attention

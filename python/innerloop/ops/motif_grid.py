@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""motif_grid: the motifs around the most central nodes of each graph as a grid of fixed size; closeness beside it."""
+"""motif_grid: the motifs around the most central nodes of each graph as a grid of fixed size."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..simple_graph import Graph
 from ._checks import readable
 from ._registry import define
 
-__all__ = ["MotifGrid", "closeness", "gather_grid", "motif_grid"]
+__all__ = ["MotifGrid", "gather_grid", "motif_grid"]
 
 _TIES = {"degree": 0, "official": 1, "canonical": 2}  # codes of csrc/cpu/motif_grid.h
 _CONTENTS = ("value", "onehot")
@@ -36,24 +36,6 @@ class MotifGrid(NamedTuple):
     mask: Tensor
 
 
-def closeness(graph: Graph | Tensor) -> Tensor:
-    """Closeness centrality c(v) = (n_c - 1) / Σ_u d(v, u), u in the component of v, which has n_c nodes.
-
-    Normalised by component, as graph-tool does: both nodes of a component of two have 1. networkx multiplies by
-    (n_c - 1) / (n - 1), the share of the nodes that v reaches, unless it gets `wf_improved=False`.
-
-    Args:
-        graph: anything that :meth:`Graph.of` takes.
-
-    Returns:
-        float64 (n,); 0 for an isolated node.
-
-    Breadth-first search from every node, 64 at a time: O(n / 64 · diameter · m) for each graph.
-    """
-    graph = Graph.of(graph)
-    return _closeness(graph.index, graph.adjacency, graph.ptr)
-
-
 def motif_grid(
     graph: Graph | Tensor,
     num_nodes: int,
@@ -63,20 +45,22 @@ def motif_grid(
     node_labels: Tensor | None = None,
     num_labels: int | None = None,
     edge_labels: Tensor | None = None,
+    centrality: Tensor | None = None,
     tie: Literal["degree", "official", "canonical"] = "degree",
     per_type: bool = False,
     content: Literal["value", "onehot"] = "value",
 ) -> MotifGrid:
     """Graphs of any size as grids of one size: S motifs around each of the N most central nodes.
 
-    Nodes are ordered by :func:`closeness`, the largest first; the first N are columns, and a smaller graph leaves
-    columns empty. The motifs of a node v are the sets of k nodes that hold v and induce a connected graph, each once.
-    Their nodes stand in the order (v, x₂, …, x_k) for which the adjacency of the pairs (1, 2), (1, 3), …, (k-1, k),
-    read as a binary number, is largest, and among those first in the order of nodes. That number is the motif's type;
-    types of more edges come first, then smaller numbers. So for k = 3: triangle, path with v at its end (v, u, w), path
-    with v in its middle. Instances are ordered by type, then by the places of x₂, …, x_k; the first S are kept.
+    Nodes are ordered by :func:`closeness`, or by `centrality`, the largest first; the first N are columns, and a
+    smaller graph leaves columns empty. The motifs of a node v are the sets of k nodes that hold v and induce a
+    connected graph, each once. Their nodes stand in the order (v, x₂, …, x_k) for which the adjacency of the pairs
+    (1, 2), (1, 3), …, (k-1, k), read as a binary number, is largest, and among those first in the order of nodes. That
+    number is the motif's type; types of more edges come first, then smaller numbers. So for k = 3: triangle, path with
+    v at its end (v, u, w), path with v in its middle. Instances are ordered by type, then by the places of x₂, …, x_k;
+    the first S are kept.
 
-    | tie | nodes of equal closeness are ordered by |
+    | tie | nodes of equal centrality are ordered by |
     |---|---|
     | "degree" | degree, the largest first, then index |
     | "official" | index, as the authors' program does |
@@ -100,6 +84,8 @@ def motif_grid(
         num_labels: number of labels, which are then in [0, num_labels). For "onehot" without `node_labels` degrees are
             labels, those beyond num_labels - 1 taken for that. Needed in a graph compiled as a whole.
         edge_labels: (m,), integer or floating, in the order of `graph.edges`; 0 reads like no edge.
+        centrality: (n,), integer or floating, in place of closeness, which takes long on graphs above some 10,000
+            nodes: `graph.degree`, or `closeness(graph, samples=256)`.
         tie, content: see above.
         per_type: slots are dealt evenly to the types, the first ones get one more where it does not come out even;
             each type starts at its own slot.
@@ -126,9 +112,10 @@ def motif_grid(
         if given not in known:
             raise ValueError(f"motif_grid: {name} is {given!r}, expected one of {', '.join(known)}")
     value, planes = _values(graph, node_labels, num_labels, content)
-    edge_value = _edge_values(graph, edge_labels)
+    edge_value = _numbers("edge_labels", edge_labels, graph.num_edges, torch.float32)
+    central = _numbers("centrality", centrality, graph.num_nodes, torch.float64)
     options = (num_nodes, slots, k, planes, _TIES[tie], per_type)
-    return MotifGrid(*_motif_grid(graph.index, graph.adjacency, graph.ptr, value, edge_value, *options))
+    return MotifGrid(*_motif_grid(graph.index, graph.adjacency, graph.ptr, value, edge_value, central, *options))
 
 
 def gather_grid(index: Tensor, mask: Tensor, features: Tensor) -> Tensor:
@@ -196,42 +183,26 @@ def _values(graph: Graph, labels: Tensor | None, num_labels: int | None, content
     return labels.to("cpu", torch.int64) + 1, 1 if content == "value" else num_labels + 1
 
 
-def _edge_values(graph: Graph, labels: Tensor | None) -> Tensor | None:
+def _numbers(name: str, given: Tensor | None, count: int, dtype: torch.dtype) -> Tensor | None:
+    """An argument of integers or floats, (count,), in the dtype of the kernel."""
     op = "motif_grid"
-    if labels is None:
+    if given is None:
         return None
-    if not isinstance(labels, Tensor) or labels.is_complex() or labels.dtype == torch.bool:
-        kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-        raise TypeError(f"{op}: edge_labels is {kind}, expected an integer or floating tensor")
-    if labels.shape != (graph.num_edges,):
-        raise ValueError(f"{op}: edge_labels has shape {tuple(labels.shape)}, expected ({graph.num_edges},)")
-    if labels.requires_grad:
-        raise ValueError(f"{op}: edge_labels requires a gradient, expected none: x has no gradient")
-    return labels.to("cpu", torch.float32)
+    if not isinstance(given, Tensor) or given.is_complex() or given.dtype == torch.bool:
+        kind = given.dtype if isinstance(given, Tensor) else type(given).__name__
+        raise TypeError(f"{op}: {name} is {kind}, expected an integer or floating tensor")
+    if given.shape != (count,):
+        raise ValueError(f"{op}: {name} has shape {tuple(given.shape)}, expected ({count},)")
+    if given.requires_grad:
+        raise ValueError(f"{op}: {name} requires a gradient, expected none: x has no gradient")
+    return given.to("cpu", dtype)
 
 
-_GRAPH = "Tensor graph_index, Tensor adjacency, Tensor ptr"
-_closeness = define(f"closeness({_GRAPH}) -> Tensor")
 _motif_grid = define(
-    f"motif_grid({_GRAPH}, Tensor value, Tensor? edge_value, int num_nodes, int slots, int k, int planes, int tie, "
-    "bool per_type) -> (Tensor, Tensor, Tensor)"
+    "motif_grid(Tensor graph_index, Tensor adjacency, Tensor ptr, Tensor value, Tensor? edge_value, "
+    "Tensor? centrality, int num_nodes, int slots, int k, int planes, int tie, bool per_type) "
+    "-> (Tensor, Tensor, Tensor)"
 )
-
-
-@_closeness.cpu
-def _(graph_index, adjacency, ptr):
-    out = torch.empty(_num_nodes(graph_index), dtype=torch.float64, device="cpu")
-    _cpu.closeness(out, graph_index, adjacency, ptr, torch.get_num_threads())
-    return out
-
-
-@_closeness.fake
-def _(graph_index, adjacency, ptr):
-    return graph_index.new_empty(_num_nodes(graph_index), dtype=torch.float64)
-
-
-def _num_nodes(graph_index: Tensor) -> int:
-    return (graph_index.shape[0] - 3) // 2  # [n, m | rowptr (n + 1) | split (n)]
 
 
 def _grid(ptr: Tensor, num_nodes: int, slots: int, k: int, planes: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -244,14 +215,15 @@ def _grid(ptr: Tensor, num_nodes: int, slots: int, k: int, planes: int) -> tuple
 
 
 @_motif_grid.cpu
-def _(graph_index, adjacency, ptr, value, edge_value, num_nodes, slots, k, planes, tie, per_type):
+def _(graph_index, adjacency, ptr, value, edge_value, centrality, num_nodes, slots, k, planes, tie, per_type):
     grid = _grid(ptr, num_nodes, slots, k, planes)
     edge_value = None if edge_value is None else edge_value.contiguous()
-    graph = (graph_index, adjacency, ptr, value.contiguous(), edge_value)
+    centrality = None if centrality is None else centrality.contiguous()
+    graph = (graph_index, adjacency, ptr, value.contiguous(), edge_value, centrality)
     _cpu.motif_grid(*grid, *graph, num_nodes, slots, k, planes, tie, per_type, torch.get_num_threads())
     return grid
 
 
 @_motif_grid.fake
-def _(graph_index, adjacency, ptr, value, edge_value, num_nodes, slots, k, planes, tie, per_type):
+def _(graph_index, adjacency, ptr, value, edge_value, centrality, num_nodes, slots, k, planes, tie, per_type):
     return _grid(ptr, num_nodes, slots, k, planes)

@@ -3,9 +3,10 @@
 
 from innerloop.reference.band_attention import band_attention
 from innerloop.reference.bellman_ford import bellman_ford
+from innerloop.reference.closeness import closeness
 from innerloop.reference.infonce import ckd, infonce, ntxent, siglip, supcon
 from innerloop.reference.match import match
-from innerloop.reference.motif_grid import closeness, motif_grid
+from innerloop.reference.motif_grid import motif_grid
 from innerloop.reference.nbfnet_layer import nbfnet_layer
 from innerloop.reference.node_orbits import edge_orbits, graphlets, node_orbits
 from innerloop.reference.pool_kv import pool_kv

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plain definition of closeness and of the motif grid: dictionaries, sets and one breadth-first search a node."""
+"""Plain definition of the motif grid: dictionaries, sets and permutations."""
 
 from __future__ import annotations
 
@@ -10,20 +10,7 @@ from itertools import combinations, permutations, product
 import torch
 from torch import Tensor
 
-Adjacent = dict[int, dict[int, float]]  # node: {neighbour: value of the edge}
-
-
-def closeness(edges: Tensor, num_nodes: int) -> Tensor:
-    """(n_c - 1) / Σ_u d(v, u) over the n_c nodes of v's component, 0 for an isolated node.
-
-    Args:
-        edges: int64 (m, 2), each undirected edge once.
-
-    Returns:
-        float64 (num_nodes,).
-    """
-    adjacent = _adjacency(range(num_nodes), edges, None)
-    return torch.tensor([_closeness(adjacent, v) for v in adjacent], dtype=torch.float64)
+from innerloop.reference.closeness import Adjacent, adjacency, closeness
 
 
 def motif_grid(
@@ -35,6 +22,7 @@ def motif_grid(
     *,
     k: int = 3,
     edge_value: Tensor | None = None,
+    centrality: Tensor | None = None,
     planes: int = 1,
     tie: str = "degree",
     per_type: bool = False,
@@ -46,20 +34,22 @@ def motif_grid(
         value: int64 (n,), label from 1 or degree of each node.
         num_nodes, slots: N and S.
         edge_value: float (m,), or None for 1.
+        centrality: (n,), the largest first, or None for closeness.
         planes: F; 1 puts `value` on the diagonals, more put a 1 into plane `value - 1` and edges into the last.
 
     Returns:
         x float32 (B, F, kS, kN), index int32 (B, N, S, k), mask bool (B, N, S).
     """
     types, graphs = _types(k), len(ptr) - 1
+    central = (closeness(edges, len(value)) if centrality is None else centrality).tolist()
     x = torch.zeros(graphs, planes, slots, k, num_nodes, k)
     index = torch.full((graphs, num_nodes, slots, k), -1, dtype=torch.int32)
     owner = torch.bucketize(edges[:, 0].contiguous(), ptr, right=True) - 1
     for b in range(graphs):
         own = owner == b
         nodes = range(int(ptr[b]), int(ptr[b + 1]))
-        adjacent = _adjacency(nodes, edges[own], None if edge_value is None else edge_value[own])
-        order = _order(adjacent, value.tolist(), tie)
+        adjacent = adjacency(nodes, edges[own], None if edge_value is None else edge_value[own])
+        order = _order(adjacent, central, value.tolist(), tie)
         rank = {v: i for i, v in enumerate(order)}
         adjacent = {rank[v]: {rank[w]: e for w, e in near.items()} for v, near in adjacent.items()}
         for i in range(min(len(order), num_nodes)):
@@ -75,30 +65,11 @@ def motif_grid(
     return x.reshape(graphs, planes, slots * k, num_nodes * k), index, index[..., 0] >= 0
 
 
-def _adjacency(nodes: Iterable[int], edges: Tensor, edge_value: Tensor | None) -> Adjacent:
-    adjacent: Adjacent = {v: {} for v in nodes}
-    values = [1.0] * len(edges) if edge_value is None else edge_value.tolist()
-    for (u, v), value in zip(edges.tolist(), values, strict=True):
-        adjacent[u][v] = adjacent[v][u] = value
-    return adjacent
-
-
-def _closeness(adjacent: Adjacent, source: int) -> float:
-    distance, frontier = {source: 0}, [source]
-    for v in frontier:
-        for w in adjacent[v]:
-            if w not in distance:
-                distance[w] = distance[v] + 1
-                frontier.append(w)
-    return (len(distance) - 1) / max(sum(distance.values()), 1)
-
-
-def _order(adjacent: Adjacent, value: list[int], tie: str) -> list[int]:
+def _order(adjacent: Adjacent, central: list[float], value: list[int], tie: str) -> list[int]:
     """The nodes from the most central one on."""
-    far = {v: -_closeness(adjacent, v) for v in adjacent}
     if tie == "official":
-        return sorted(adjacent, key=lambda v: (far[v], v))
-    key = {v: (far[v], -len(adjacent[v])) for v in adjacent}
+        return sorted(adjacent, key=lambda v: (-central[v], v))
+    key = {v: (-central[v], -len(adjacent[v])) for v in adjacent}
     if tie == "degree":
         return sorted(adjacent, key=lambda v: (key[v], v))
     color = _dense({v: (*key[v], value[v]) for v in adjacent})
@@ -144,7 +115,7 @@ def _types(k: int) -> list[int]:
     pairs, codes = list(combinations(range(k), 2)), set()
     for edges in product([0, 1], repeat=len(pairs)):
         chosen = torch.tensor([p for p, there in zip(pairs, edges, strict=True) if there]).reshape(-1, 2)
-        adjacent = _adjacency(range(k), chosen, None)
+        adjacent = adjacency(range(k), chosen, None)
         if _connected(adjacent, 0, k):
             codes.add(max(_code((0, *others), adjacent) for others in permutations(range(1, k))))
     return sorted(codes, key=lambda code: (-code.bit_count(), code))
