@@ -20,14 +20,13 @@ namespace {
 // number[v] becomes the place of v among the sources of its component, or -1. Sources are the first `samples` nodes of
 // a component in `order`; without one in the order of a search, in which the nodes of a group are near each other.
 // Returns how many the component with the most of them has.
-int64_t number_sources(const Csr& g, const int64_t* order, int64_t samples, int32_t* number) {
+int64_t number_sources(const Csr& g, Arena& arena, const int64_t* order, int64_t samples, int32_t* number) {
   const int64_t n = g.n;
   if (n <= 64 && samples >= n) {  // one group, components or not
     for (int64_t v = 0; v < n; ++v) number[v] = int32_t(v);
     return n;
   }
-  Scratch<int32_t> memory(3 * n);
-  int32_t *component = memory.get(), *taken = component + n, *found = taken + n;
+  int32_t *component = arena.take<int32_t>(3 * n), *taken = component + n, *found = taken + n;
   fill(component, n, int32_t(-1));
   fill(taken, n, int32_t(0));
   for (int64_t root = 0, at = 0, end = 0; root < n; ++root) {
@@ -111,15 +110,14 @@ void search(const Csr& g, GraphBatch& batch, const int32_t* number, int64_t firs
 
 }  // namespace
 
-void closeness_of(const Csr& g, GraphBatch& batch, const int64_t* order, int64_t samples, double* out) {
+void closeness_of(const Csr& g, GraphBatch& batch, Arena& arena, const int64_t* order, int64_t samples, double* out) {
   const int threads = batch.num_graphs > 1 ? 1 : batch.threads;
   const int64_t n = g.n, shares = min64((min64(n, samples) + 63) / 64, threads);
-  Scratch<uint64_t> words(5 * shares * n);
-  Scratch<int32_t> nodes((1 + 2 * shares) * n);
-  int32_t* number = nodes.get();
-  const int64_t most = number_sources(g, order, samples, number), groups = (most + 63) / 64;
+  uint64_t* words = arena.take<uint64_t>(5 * shares * n);
+  int32_t* number = arena.take<int32_t>((1 + 2 * shares) * n);
+  const int64_t most = number_sources(g, arena, order, samples, number), groups = (most + 63) / 64;
   parallel_tasks(shares, threads, [&](int64_t share) {
-    uint64_t* word = words.get() + 5 * share * n;
+    uint64_t* word = words + 5 * share * n;
     int32_t* node = number + (1 + 2 * share) * n;
     const Search s{word, word + n, word + 2 * n, word + 3 * n, word + 4 * n, node, node + n};
     fill(word, 2 * n, uint64_t(0));
@@ -131,17 +129,18 @@ void closeness_of(const Csr& g, GraphBatch& batch, const int64_t* order, int64_t
   for (int64_t v = 0; v < n; ++v) {
     uint64_t distance = 0, reached = 0;
     for (int64_t share = 0; share < shares; ++share) {
-      distance += words.data()[5 * share * n + v];
-      reached += words.data()[(5 * share + 1) * n + v];
+      distance += words[5 * share * n + v];
+      reached += words[(5 * share + 1) * n + v];
     }
     out[v] = distance > 0 ? double(reached) / double(distance) : 0.0;
   }
 }
 
 void closeness(Closeness& args) {
-  for_each_graph(args.batch, [&](int64_t b, const Csr& g) {
+  for_each_graph(args.batch, [&](int64_t b, const Csr& g, Arena& arena) {
     const int64_t first = args.batch.ptr[b];
-    closeness_of(g, args.batch, args.order == nullptr ? nullptr : args.order + first, args.samples, args.out + first);
+    const int64_t* order = args.order == nullptr ? nullptr : args.order + first;
+    closeness_of(g, args.batch, arena, order, args.samples, args.out + first);
   });
 }
 

@@ -32,22 +32,22 @@ void merge_sort(A* items, int64_t n, A* spare, Before&& before) {
 // Colour refinement (1-WL) of nodes that are already ordered by `before`, equal ones by index: classes are split by
 // their neighbours' colours, edge values included, until nothing changes.
 template <class Before>
-void refine(const Csr& g, const float* edge_value, int32_t* order, int32_t* spare, Before&& before) {
+void refine(const Csr& g, Arena& arena, const float* edge_value, int32_t* order, int32_t* spare, Before&& before) {
   const int64_t n = g.n;
-  Scratch<int32_t> color(n), finer(n);
-  Scratch<uint64_t> near(g.end(n - 1)), spare_near(n);
+  int32_t *color = arena.take<int32_t>(n), *finer = arena.take<int32_t>(n);
+  uint64_t *near = arena.take<uint64_t>(g.end(n - 1)), *spare_near = arena.take<uint64_t>(n);
   auto count_classes = [&](auto&& less) {
     int32_t last = 0;
     for (int64_t i = 0; i < n; ++i) {
       last += i > 0 && less(order[i - 1], order[i]);
-      finer.get()[order[i]] = last;
+      finer[order[i]] = last;
     }
-    std::memcpy(color.get(), finer.data(), n * sizeof(int32_t));
+    std::memcpy(color, finer, n * sizeof(int32_t));
     return last;
   };
   auto precedes = [&](int32_t a, int32_t b) {  // equal colours have equal degrees
-    if (color.data()[a] != color.data()[b]) return color.data()[a] < color.data()[b];
-    const uint64_t *x = near.data() + g.begin(a), *y = near.data() + g.begin(b);
+    if (color[a] != color[b]) return color[a] < color[b];
+    const uint64_t *x = near + g.begin(a), *y = near + g.begin(b);
     for (int64_t i = 0; i < g.degree(a); ++i) {
       if (x[i] != y[i]) return x[i] < y[i];
     }
@@ -59,11 +59,11 @@ void refine(const Csr& g, const float* edge_value, int32_t* order, int32_t* spar
     for (int64_t v = 0; v < n; ++v) {
       for (int64_t e = g.begin(v); e < g.end(v); ++e) {
         // Bits that order like the float; adding 0 makes one zero of two.
-        const uint32_t bits = edge_value == nullptr ? 0 : float_to_bits(edge_value[g.eid.data()[e]] + 0.0f);
+        const uint32_t bits = edge_value == nullptr ? 0 : float_to_bits(edge_value[g.eid[e]] + 0.0f);
         const uint32_t ordered = bits >> 31 ? ~bits : bits | 0x80000000u;
-        near.get()[e] = uint64_t(color.data()[g.to(e)]) << 32 | ordered;
+        near[e] = uint64_t(color[g.to(e)]) << 32 | ordered;
       }
-      merge_sort(near.get() + g.begin(v), g.degree(v), spare_near.get(), [](uint64_t a, uint64_t b) { return a < b; });
+      merge_sort(near + g.begin(v), g.degree(v), spare_near, [](uint64_t a, uint64_t b) { return a < b; });
     }
     merge_sort(order, n, spare, precedes);
     classes = count_classes(precedes);
@@ -71,15 +71,16 @@ void refine(const Csr& g, const float* edge_value, int32_t* order, int32_t* spar
 }
 
 // Of the graph whose first node is `first`.
-void order_nodes(const Csr& g, MotifGrid& p, int64_t first, int32_t* order) {
+void order_nodes(const Csr& g, Arena& arena, MotifGrid& p, int64_t first, int32_t* order) {
   const int64_t n = g.n, *value = p.value + first;
-  Scratch<double> closeness(n);
-  Scratch<int32_t> spare(n);
-  const double* central = closeness.data();
-  if (p.centrality != nullptr) {
-    central = p.centrality + first;
+  int32_t* spare = arena.take<int32_t>(n);
+  const double* central = p.centrality;
+  if (central != nullptr) {
+    central += first;
   } else {
-    closeness_of(g, p.batch, nullptr, n, closeness.get());
+    double* closeness = arena.take<double>(n);
+    closeness_of(g, p.batch, arena, nullptr, n, closeness);
+    central = closeness;
   }
   for (int64_t v = 0; v < n; ++v) order[v] = int32_t(v);
   auto before = [&](int32_t a, int32_t b) {
@@ -88,26 +89,26 @@ void order_nodes(const Csr& g, MotifGrid& p, int64_t first, int32_t* order) {
     if (p.tie != Tie::kOfficial && g.degree(a) != g.degree(b)) return g.degree(a) > g.degree(b);
     return p.tie == Tie::kCanonical && value[a] < value[b];
   };
-  merge_sort(order, n, spare.get(), before);
-  if (p.tie == Tie::kCanonical && n > 0) refine(g, p.edge_value, order, spare.get(), before);
+  merge_sort(order, n, spare, before);
+  if (p.tie == Tie::kCanonical && n > 0) refine(g, arena, p.edge_value, order, spare, before);
 }
 
 // `out` is g with the nodes numbered by their position in `order`, the columns of a row ascending.
-void renumber(const Csr& g, const int32_t* order, Csr* out) {
-  Scratch<int32_t> rank(g.n);
-  Scratch<int64_t> next(g.n);
+void renumber(const Csr& g, Arena& arena, const int32_t* order, Csr* out) {
+  int32_t* rank = arena.take<int32_t>(g.n);
+  int64_t* next = arena.take<int64_t>(g.n);
   int64_t at = 0;
   for (int64_t r = 0; r < g.n; ++r) {
-    rank.get()[order[r]] = int32_t(r);
-    out->rowptr.get()[r] = next.get()[r] = at;
+    rank[order[r]] = int32_t(r);
+    out->rowptr[r] = next[r] = at;
     at += g.degree(order[r]);
   }
-  out->rowptr.get()[g.n] = at;
+  out->rowptr[g.n] = at;
   for (int64_t r = 0; r < g.n; ++r) {
     for (int64_t e = g.begin(order[r]); e < g.end(order[r]); ++e) {
-      const int64_t to = next.get()[rank.data()[g.to(e)]]++;
-      out->col.get()[to] = int32_t(r);
-      out->eid.get()[to] = g.eid.data()[e];
+      const int64_t to = next[rank[g.to(e)]]++;
+      out->col[to] = int32_t(r);
+      out->eid[to] = g.eid[e];
     }
   }
 }
@@ -242,35 +243,35 @@ void triples(const MotifGrid& p, const Csr& g, int64_t v, uint8_t* near, Put&& p
 // them in order.
 class Grower {
  public:
-  Grower(MotifGrid& args, const Patterns& patterns, const Csr& graph)
+  Grower(MotifGrid& args, const Patterns& patterns, const Csr& graph, Arena& arena)
       : p(args),
         batch_(args.batch),
         k(args.k),
         patterns_(patterns),
         g(graph),
-        near_(g.n),
-        extension_(k * g.n),
-        kept_(p.slots),
-        filled_(patterns.types()) {
-    fill(near_.get(), g.n, uint8_t(0));
+        near_(arena.take<uint8_t>(g.n)),
+        extension_(arena.take<int32_t>(k * g.n)),
+        kept_(arena.take<Instance>(p.slots)),
+        filled_(arena.take<int64_t>(patterns.types())) {
+    fill(near_, g.n, uint8_t(0));
   }
 
   template <class Put>
   void run(int64_t v, Put&& put) {
-    fill(filled_.get(), patterns_.types(), int64_t(0));
+    fill(filled_, patterns_.types(), int64_t(0));
     members_[0] = int32_t(v);
-    near_.get()[v] = 1;
+    near_[v] = 1;
     for (int64_t e = g.begin(v); e < g.end(v); ++e) {
-      near_.get()[g.to(e)] = 1;
-      extension_.get()[e - g.begin(v)] = g.to(e);
+      near_[g.to(e)] = 1;
+      extension_[e - g.begin(v)] = g.to(e);
     }
     grow(1, g.degree(v));
-    near_.get()[v] = 0;
-    for (int64_t e = g.begin(v); e < g.end(v); ++e) near_.get()[g.to(e)] = 0;
+    near_[v] = 0;
+    for (int64_t e = g.begin(v); e < g.end(v); ++e) near_[g.to(e)] = 0;
     for (int64_t type = 0; type < (p.per_type ? patterns_.types() : 1); ++type) {
       const int64_t begin = begin_of(type);
-      for (int64_t i = 0; i < filled_.data()[type]; ++i) {
-        const Instance& one = kept_.data()[begin + i];
+      for (int64_t i = 0; i < filled_[type]; ++i) {
+        const Instance& one = kept_[begin + i];
         put(begin + i, one.nodes, one.code);
       }
     }
@@ -287,7 +288,7 @@ class Grower {
 
   // The first `size` members are chosen; the next comes from the `count` nodes of the list of this size.
   void grow(int size, int64_t count) {
-    const int32_t* list = extension_.data() + (size - 1) * g.n;
+    const int32_t* list = extension_ + (size - 1) * g.n;
     for (int64_t i = 0; i < count; ++i) {
       if (++steps_ % 65536 == 0) stop_ = stopped(batch_);
       if (stop_) return;
@@ -296,17 +297,17 @@ class Grower {
         offer();
         continue;
       }
-      int32_t* longer = extension_.get() + size * g.n;
+      int32_t* longer = extension_ + size * g.n;
       const int64_t rest = count - i - 1;
       int64_t length = rest;
       std::memcpy(longer, list + i + 1, rest * sizeof(int32_t));
       for (int64_t e = g.begin(v); e < g.end(v); ++e) {
-        if (near_.data()[g.to(e)]) continue;
-        near_.get()[g.to(e)] = 1;
+        if (near_[g.to(e)]) continue;
+        near_[g.to(e)] = 1;
         longer[length++] = g.to(e);
       }
       grow(size + 1, length);
-      for (int64_t j = rest; j < length; ++j) near_.get()[longer[j]] = 0;
+      for (int64_t j = rest; j < length; ++j) near_[longer[j]] = 0;
     }
   }
 
@@ -332,8 +333,8 @@ class Grower {
     const Pattern& pattern = patterns_[code];
     Instance one{pattern.type, pattern.code, {}};
     for (int j = 0; j < k; ++j) one.nodes[j] = sorted[pattern.arrangement[j]];
-    Instance* kept = kept_.get() + begin_of(one.type);
-    int64_t& filled = filled_.get()[p.per_type ? one.type : 0];
+    Instance* kept = kept_ + begin_of(one.type);
+    int64_t& filled = filled_[p.per_type ? one.type : 0];
     const int64_t room = end_of(one.type) - begin_of(one.type);
     if (room == 0 || (filled == room && !precedes(one, kept[room - 1]))) return;
     filled += filled < room;
@@ -349,10 +350,10 @@ class Grower {
   const int k;
   const Patterns& patterns_;
   const Csr& g;
-  Scratch<uint8_t> near_;  // 1 for members and their neighbours
-  Scratch<int32_t> extension_;
-  Scratch<Instance> kept_;
-  Scratch<int64_t> filled_;
+  uint8_t* near_;  // 1 for members and their neighbours
+  int32_t* extension_;
+  Instance* kept_;
+  int64_t* filled_;
   int32_t members_[kLargestMotif];
 };
 
@@ -370,24 +371,24 @@ struct Writer {
     fill(p.mask + b * cells, cells, uint8_t(0));
   }
 
+  // K: p.k where it is known to the compiler, else 0.
+  template <int K>
   void put(int64_t i, int64_t slot, const int32_t* nodes, int code) const {
+    const int k = K > 0 ? K : p.k;
     const int64_t first = p.batch.ptr[b], cell = (b * p.num_nodes + i) * p.slots + slot;
-    const int64_t width = p.num_nodes * p.k, plane = p.slots * p.k * width;
-    float* block = p.x + b * p.planes * plane + slot * p.k * width + i * p.k;
+    const int64_t width = p.num_nodes * k, plane = p.slots * k * width;
+    float* block = p.x + b * p.planes * plane + slot * k * width + i * k;
+    float* edges = block + (p.planes - 1) * plane;
+    int32_t* index = p.index + cell * k;
     p.mask[cell] = 1;
-    int bit = p.k * (p.k - 1) / 2;
-    for (int r = 0; r < p.k; ++r) {
-      const int64_t node = first + order[nodes[r]];
-      p.index[cell * p.k + r] = int32_t(node);
-      if (p.planes == 1) {
-        block[r * (width + 1)] = float(p.value[node]);
-      } else {
-        block[(p.value[node] - 1) * plane + r * (width + 1)] = 1.0f;
-      }
-      float* edges = block + (p.planes - 1) * plane;
-      for (int c = r + 1; c < p.k; ++c) {
+    int bit = k * (k - 1) / 2;
+    for (int r = 0; r < k; ++r) {
+      const int64_t node = first + order[nodes[r]], value = p.value[node];
+      index[r] = int32_t(node);
+      block[(p.planes == 1 ? 0 : (value - 1) * plane) + r * (width + 1)] = p.planes == 1 ? float(value) : 1.0f;
+      for (int c = r + 1; c < k; ++c) {
         if (!(code >> --bit & 1)) continue;
-        const float edge = p.edge_value == nullptr ? 1.0f : p.edge_value[g.eid.data()[g.lower(nodes[r], nodes[c])]];
+        const float edge = p.edge_value == nullptr ? 1.0f : p.edge_value[g.eid[g.lower(nodes[r], nodes[c])]];
         edges[r * width + c] = edges[c * width + r] = edge;
       }
     }
@@ -398,25 +399,25 @@ struct Writer {
 
 void motif_grid(MotifGrid& args) {
   const Patterns patterns(args.k == 3 ? 2 : args.k);  // triples need none
-  for_each_graph(args.batch, [&](int64_t b, const Csr& g) {
-    Scratch<int32_t> order(g.n);
-    order_nodes(g, args, args.batch.ptr[b], order.get());
-    Csr ranked(g.n, g.n > 0 ? g.end(g.n - 1) : 0);
-    renumber(g, order.data(), &ranked);
-    const Writer writer{args, ranked, order.data(), b};
+  for_each_graph(args.batch, [&](int64_t b, const Csr& g, Arena& arena) {
+    int32_t* order = arena.take<int32_t>(g.n);
+    order_nodes(g, arena, args, args.batch.ptr[b], order);
+    Csr ranked(g.n, g.n > 0 ? g.end(g.n - 1) : 0, arena);
+    renumber(g, arena, order, &ranked);
+    const Writer writer{args, ranked, order, b};
     writer.clear();
     const int64_t centers = min64(g.n, args.num_nodes);
     if (args.k == 3) {
-      Scratch<uint8_t> near(g.n);
-      fill(near.get(), g.n, uint8_t(0));
+      uint8_t* near = arena.take<uint8_t>(g.n);
+      fill(near, g.n, uint8_t(0));
       for (int64_t i = 0; i < centers; ++i) {
-        triples(args, ranked, i, near.get(),
-                [&](int64_t slot, const int32_t* nodes, int code) { writer.put(i, slot, nodes, code); });
+        triples(args, ranked, i, near,
+                [&](int64_t slot, const int32_t* nodes, int code) { writer.put<3>(i, slot, nodes, code); });
       }
     } else {
-      Grower grower(args, patterns, ranked);
+      Grower grower(args, patterns, ranked, arena);
       for (int64_t i = 0; i < centers && !stopped(args.batch); ++i) {
-        grower.run(i, [&](int64_t slot, const int32_t* nodes, int code) { writer.put(i, slot, nodes, code); });
+        grower.run(i, [&](int64_t slot, const int32_t* nodes, int code) { writer.put<0>(i, slot, nodes, code); });
       }
     }
   });
