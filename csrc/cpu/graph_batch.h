@@ -2,67 +2,11 @@
 // Kernels of which a task is a graph of a batch, copied out of the batch's CSR into one of its own.
 #pragma once
 
-#include "core/simd.h"
+#include "cpu/arena.h"
 #include "cpu/closeness.h"
 
 namespace il {
 namespace IL_ISA {
-
-// Uninitialised memory for one graph after the other: a small graph takes less time than a dozen calls of malloc.
-class Arena {
- public:
-  Arena() = default;
-  Arena(const Arena&) = delete;
-  Arena& operator=(const Arena&) = delete;
-  ~Arena() { drop(); }
-
-  template <class A>
-  A* take(int64_t count) {
-    const size_t bytes = (size_t(count > 0 ? count : 1) * sizeof(A) + 63) / 64 * 64;
-    if (bytes > room_) grow(bytes);
-    char* memory = free_;
-    free_ += bytes, room_ -= bytes;
-    return reinterpret_cast<A*>(memory);
-  }
-  // What was taken is free again; from then on in one piece.
-  void reset() {
-    if (blocks_ == nullptr) return;
-    if (blocks_->next != nullptr) {
-      const size_t all = all_;
-      drop();
-      grow(all);
-    }
-    free_ = reinterpret_cast<char*>(blocks_) + sizeof(Block), room_ = blocks_->bytes;
-  }
-
- private:
-  struct alignas(64) Block {
-    Block* next;
-    size_t bytes;
-  };
-  void grow(size_t bytes) {
-    bytes = bytes > kLeast ? bytes : kLeast;
-    Block* block = static_cast<Block*>(std::aligned_alloc(64, sizeof(Block) + bytes));
-    if (block == nullptr) throw OutOfMemory{bytes};
-    *block = {blocks_, bytes};
-    blocks_ = block, all_ += bytes;
-    free_ = reinterpret_cast<char*>(block) + sizeof(Block), room_ = bytes;
-  }
-  void drop() {
-    while (blocks_ != nullptr) {
-      Block* next = blocks_->next;
-      std::free(blocks_);
-      blocks_ = next;
-    }
-    all_ = room_ = 0;
-  }
-
-  static constexpr size_t kLeast = size_t(1) << 15;
-
-  Block* blocks_ = nullptr;
-  char* free_ = nullptr;
-  size_t room_ = 0, all_ = 0;
-};
 
 struct Csr {
   const int64_t n;
@@ -127,41 +71,32 @@ void for_each_graph(GraphBatch& batch, F&& body) {
   Scratch<int32_t> rank(all.num_nodes);
   for (int64_t r = 0; r < all.num_nodes; ++r) rank.get()[all.order[r]] = int32_t(r);
   batch.closed = batch.finished = true;
-  const int threads = int(max64(1, min64(batch.threads, batch.num_graphs)));
-  int64_t next = 0;
-  parallel_tasks(threads, threads, [&](int64_t) {
-    Arena arena;
-    for (;;) {
-      int64_t b;
-#pragma omp atomic capture
-      b = next++;
-      if (b >= batch.num_graphs || stopped(batch)) return;
-      const int64_t first = batch.ptr[b], n = batch.ptr[b + 1] - first;
-      int64_t entries = 0;
-      for (int64_t v = 0; v < n; ++v) {
-        const int64_t r = rank.data()[first + v];
-        entries += all.rowptr[r + 1] - all.rowptr[r];
-      }
-      arena.reset();
-      Csr g(n, entries, arena);
-      int64_t at = 0;
-      for (int64_t v = 0; v < n; ++v) {
-        g.rowptr[v] = at;
-        const int64_t r = rank.data()[first + v];
-        for (int64_t e = all.rowptr[r]; e < all.rowptr[r + 1]; ++e, ++at) {
-          const int64_t w = all.order[all.col[e]] - first;
-          if (w < 0 || w >= n) {
-#pragma omp atomic write
-            batch.closed = false;
-            return;
-          }
-          g.col[at] = int32_t(w);
-          g.eid[at] = all.eid[e];
-        }
-      }
-      g.rowptr[n] = at;
-      body(b, g, arena);
+  tasks_in_arenas(batch.num_graphs, batch.threads, [&](int64_t b, Arena& arena) {
+    if (stopped(batch)) return;
+    const int64_t first = batch.ptr[b], n = batch.ptr[b + 1] - first;
+    int64_t entries = 0;
+    for (int64_t v = 0; v < n; ++v) {
+      const int64_t r = rank.data()[first + v];
+      entries += all.rowptr[r + 1] - all.rowptr[r];
     }
+    Csr g(n, entries, arena);
+    int64_t at = 0;
+    for (int64_t v = 0; v < n; ++v) {
+      g.rowptr[v] = at;
+      const int64_t r = rank.data()[first + v];
+      for (int64_t e = all.rowptr[r]; e < all.rowptr[r + 1]; ++e, ++at) {
+        const int64_t w = all.order[all.col[e]] - first;
+        if (w < 0 || w >= n) {
+#pragma omp atomic write
+          batch.closed = false;
+          return;
+        }
+        g.col[at] = int32_t(w);
+        g.eid[at] = all.eid[e];
+      }
+    }
+    g.rowptr[n] = at;
+    body(b, g, arena);
   });
 }
 

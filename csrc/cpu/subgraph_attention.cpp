@@ -18,18 +18,12 @@
 // of N². Rows of v are read three times, four times backward.
 #include "cpu/subgraph_attention.h"
 
-#include "core/simd.h"
+#include "cpu/arena.h"
+#include "cpu/subgraph_attention_direct.h"
 
 namespace il {
 namespace IL_ISA {
 namespace {
-
-// expm1 for y <= 0: exp(y) - 1 but near 0, where that cancels, seven terms of the series.
-IL_INLINE float expm1_of(float y) {
-  const float series = y * (1 + y / 2 * (1 + y / 3 * (1 + y / 4 * (1 + y / 5 * (1 + y / 6 * (1 + y / 7))))));
-  return y > -0.35f ? series : exp_of(y) - 1;
-}
-IL_INLINE double expm1_of(double y) { return std::expm1(y); }
 
 template <class A>
 struct Key {
@@ -71,7 +65,7 @@ class Head {
     A w, u;
   };
 
-  Head(const SubgraphAttention& args, int64_t task)
+  Head(const SubgraphAttention& args, int64_t task, Arena& arena)
       : p(args),
         D(args.dim),
         v_(static_cast<const T*>(args.v.data) + task / args.heads * args.v.batch_stride +
@@ -79,15 +73,15 @@ class Head {
         e_(static_cast<const T*>(args.e) + task * args.num_nodes),
         bias_(args.bias == nullptr ? nullptr : static_cast<const T*>(args.bias) + task % args.heads * D),
         valid_(args.valid == nullptr ? nullptr : args.valid + task / args.heads * args.num_nodes),
-        buffer_(2 * args.num_nodes),
-        sums_((2 * D + 2) * (args.num_nodes + 1) + D) {
+        prefix_(arena.take<A>((2 * D + 2) * (args.num_nodes + 1) + D)) {
     const T* g = static_cast<const T*>(args.g) + task * args.num_nodes;
+    Key<A>* keys = arena.take<Key<A>>(2 * args.num_nodes);
     for (int64_t i = 0; i < p.num_nodes; ++i) {
       if (!counts(i)) continue;
-      buffer_.get()[n] = {A(widen(g[i])), i};
-      top_ = nan_max(top_, buffer_.get()[n++].score);
+      keys[n] = {A(widen(g[i])), i};
+      top_ = nan_max(top_, keys[n++].score);
     }
-    keys_ = merge_sort(buffer_.get(), buffer_.get() + p.num_nodes, n);
+    keys_ = merge_sort(keys, keys + p.num_nodes, n);
     sum_up();
   }
 
@@ -131,7 +125,6 @@ class Head {
 
  private:
   void sum_up() {
-    prefix_ = sums_.get();
     suffix_ = prefix_ + (n + 1) * D;
     rest_ = suffix_ + (n + 1) * D;
     factor_ = rest_ + n + 1;
@@ -171,17 +164,9 @@ class Head {
   const T *v_, *e_, *bias_;
   const uint8_t* valid_;
   A top_ = -A(INFINITY);  // ĝ
-  Scratch<Key<A>> buffer_;
-  Scratch<A> sums_;
   const Key<A>* keys_;
   A *prefix_, *suffix_, *rest_, *factor_, *center_;
 };
-
-template <class T>
-IL_INLINE T* row_of(const HeadsView& view, int64_t heads, int64_t task, int64_t i) {
-  return static_cast<T*>(view.data) + task / heads * view.batch_stride + task % heads * view.head_stride +
-         i * view.row_stride;
-}
 
 template <class A>
 IL_INLINE A dot(const A* x, const A* y, int64_t n) {
@@ -194,10 +179,10 @@ IL_INLINE A dot(const A* x, const A* y, int64_t n) {
 template <class T>
 void forward(const SubgraphAttention& p) {
   using A = typename AccOf<T>::type;
-  parallel_tasks(p.batch * p.heads, p.threads, [&](int64_t task) {
-    const Head<T> head(p, task);
-    Scratch<A> row(p.dim);
-    A* y = row.get();
+  tasks_in_arenas(p.batch * p.heads, p.threads, [&](int64_t task, Arena& arena) {
+    if (p.num_nodes <= kDirectNodes) return DirectHead<T>(p, task, arena).forward();
+    const Head<T> head(p, task, arena);
+    A* y = arena.take<A>(p.dim);
     for (int64_t i = 0; i < p.num_nodes; ++i) {
       T* out = row_of<T>(p.out, p.heads, task, i);
       if (!head.counts(i)) {
@@ -205,7 +190,8 @@ void forward(const SubgraphAttention& p) {
         continue;
       }
       head.row(head.node(i), y);
-      for (int64_t c = 0; c < p.dim; ++c) out[c] = narrow<T>(y[c] > 0 || !p.elu ? y[c] : expm1_of(y[c]));
+      if (p.elu) elu(y, p.dim);
+      for (int64_t c = 0; c < p.dim; ++c) out[c] = narrow<T>(y[c]);
     }
   });
 }
@@ -215,13 +201,13 @@ void backward(const SubgraphAttentionBackward& args) {
   using A = typename AccOf<T>::type;
   const SubgraphAttention& p = args.forward;
   const int64_t D = p.dim;
-  parallel_tasks(p.batch * p.heads, p.threads, [&](int64_t task) {
-    const Head<T> head(p, task);
+  tasks_in_arenas(p.batch * p.heads, p.threads, [&](int64_t task, Arena& arena) {
+    if (p.num_nodes <= kDirectNodes) return DirectHead<T>(p, task, arena).backward(args, arena);
+    const Head<T> head(p, task, arena);
     const int64_t n = head.n;
-    Scratch<A> row(2 * D), tables((2 * D + 1) * (n + 1));
-    A *d = row.get(), *value = d + D;
+    A *d = arena.take<A>(2 * D), *value = d + D;
     // Row k holds what the nodes cut at k add: to the keys before it, to those from it on, and to Σ u d · (w P + u S).
-    A *before = tables.get(), *from = before + (n + 1) * D, *mean = from + (n + 1) * D;
+    A *before = arena.take<A>((2 * D + 1) * (n + 1)), *from = before + (n + 1) * D, *mean = from + (n + 1) * D;
     fill(before, (2 * D + 1) * (n + 1), A(0));
     A* grad_e = static_cast<A*>(args.grad_e) + task * p.num_nodes;
     A* grad_g = static_cast<A*>(args.grad_g) + task * p.num_nodes;
@@ -238,7 +224,9 @@ void backward(const SubgraphAttentionBackward& args) {
       const int64_t k = node.cut;
       const T* grad = row_of<const T>(args.grad_out, p.heads, task, i);
       head.row(node, d);
-      for (int64_t c = 0; c < D; ++c) d[c] = (d[c] > 0 || !p.elu ? A(1) : exp_of(d[c])) * A(widen(grad[c]));
+      for (int64_t c = 0; c < D; ++c) value[c] = A(widen(grad[c]));
+      if (p.elu) times_elu_slope(d, D, value);
+      std::memcpy(d, value, D * sizeof(A));
       for (int64_t c = 0; c < D; ++c) {
         before[k * D + c] += node.w * d[c];
         from[k * D + c] += node.u * d[c];

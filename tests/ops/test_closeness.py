@@ -152,7 +152,7 @@ def test_kernel_refuses_what_is_no_batch():
     for order in ([0, 1, 0, 0, 1, 1], [0, 1, 0, 0, 1, -1], [0, 1, 2, 3, 4, 5], [0, 2, 0, 0, 1, 2]):
         with pytest.raises(ValueError, match="closeness: order has other nodes"):
             torch.ops.innerloop.closeness(*args, torch.tensor(order), 2)
-    with pytest.raises(ValueError, match="closeness: samples is -1"):
+    with pytest.raises(ValueError, match="closeness: samples has -1"):
         torch.ops.innerloop.closeness(*args, None, -1)
 
 
