@@ -62,36 +62,6 @@ void sum_edges(const SumArgs& sums, int threads) {
   walk_rows<FarWorker>(sums.counts, threads, sums);
 }
 
-// A batch falls into blocks of ranks that no edge leaves. Where these are many and small, all passes over one block
-// follow each other while it is in the cache, and threads need no sums of their own.
-class Blocks {
- public:
-  explicit Blocks(const Oriented& o, int threads) : starts_(o.g.num_nodes / kLeast + 2) {
-    const int64_t n = o.g.num_nodes;
-    int64_t reach = -1, edges = 0, most_edges = 0, *starts = starts_.get();
-    starts[0] = 0;
-    for (int64_t v = 0; v < n; ++v) {
-      if (o.outdegree(v) > 0) reach = max64(reach, o.out(v)[o.outdegree(v) - 1]);
-      edges += o.outdegree(v);
-      if (reach > v || (v + 1 - starts[count] < kLeast && v + 1 < n)) continue;
-      most_edges = max64(most_edges, edges), edges = 0;
-      largest = max64(largest, v + 1 - starts[count]);
-      starts[++count] = v + 1;
-    }
-    useful = count >= 4 * threads && most_edges <= min64(kMostEdges, o.g.num_edges / (2 * threads));
-  }
-  int64_t start(int64_t block) const { return starts_.data()[block]; }
-
-  int64_t count = 0;
-  int64_t largest = 0;  // nodes
-  bool useful;
-
- private:
-  static constexpr int64_t kLeast = 256, kMostEdges = 1 << 18;
-
-  Scratch<int64_t> starts_;
-};
-
 struct BlockArgs {
   const Counts& counts;
   const Blocks& blocks;
