@@ -10,7 +10,7 @@
 // for edges.
 #include "cpu/node_orbits.h"
 
-#include "cpu/orbits4.h"
+#include "cpu/orbits4_dense.h"
 #include "cpu/orbits5_forms.h"
 
 namespace il {
@@ -75,6 +75,7 @@ class BlockWorker {
       : blocks_(a.blocks),
         hits_(a.blocks.largest),
         counts_(with(a.counts, &hits_)),
+        dense_(counts_),
         cliques_(counts_, true),
         fans_(counts_, true),
         cycles_(counts_, true),
@@ -83,11 +84,15 @@ class BlockWorker {
         far_(a.sums, true) {}
   void operator()(int64_t block) {
     const int64_t first = blocks_.start(block), last = blocks_.start(block + 1);
-    cliques_.writer().restart(first, last);
-    const auto walk = [&](auto& worker) {
-      for (int64_t v = first; v < last; ++v) worker(v);
-    };
-    walk(cliques_), walk(fans_), walk(cycles_), walk(triangles_), walk(near_), walk(far_);
+    const Oriented& o = counts_.graph;
+    // One graph after the other, or one component, where ranks allow.
+    for (int64_t begin = first, end = first, reach = -1; end < last; ++end) {
+      if (o.outdegree(end) > 0) reach = max64(reach, o.out(end)[o.outdegree(end) - 1]);
+      if (reach > end) continue;
+      dense_.suits(begin, end + 1) ? dense_(begin, end + 1) : list(begin, end + 1);
+      begin = end + 1;
+    }
+    walk(first, last, triangles_), walk(first, last, near_), walk(first, last, far_);
   }
   void merge() {}
 
@@ -96,10 +101,19 @@ class BlockWorker {
     counts.hits = hits;
     return counts;
   }
+  template <class Worker>
+  static void walk(int64_t first, int64_t last, Worker& worker) {
+    for (int64_t v = first; v < last; ++v) worker(v);
+  }
+  void list(int64_t first, int64_t last) {
+    cliques_.writer().restart(first, last);
+    walk(first, last, cliques_), walk(first, last, fans_), walk(first, last, cycles_);
+  }
 
   const Blocks& blocks_;
   HitStore hits_;
   Counts counts_;
+  DenseBlock dense_;
   CliqueWorker cliques_;
   FanWorker fans_;
   CycleWorker<Count> cycles_;

@@ -459,11 +459,33 @@ def assert_batch(data: GraphDataset, k: int) -> None:
         assert torch.equal(op(batch, k), torch.cat([op(graph, k) for graph in graphs])), op.__name__
 
 
+def dense_batch() -> list[Graph]:
+    """Enough graphs to be counted one after the other, of sizes around whole words of bits, dense and not."""
+    generator = torch.Generator().manual_seed(1)
+    graphs = []
+    for n, density in itertools.product((3, 64, 65, 130, 257, 300, 520), (0.05, 0.5, 0.97)):
+        pairs = torch.triu_indices(n, n, 1)
+        graphs.append(Graph(pairs[:, torch.rand(pairs.shape[1], generator=generator) < density], n))
+    return 2 * graphs
+
+
+def test_dense_graphs_as_a_batch():
+    graphs = dense_batch()
+    batch = Graph.batch_of(graphs)
+    for induced in (True, False):
+        alone = [node_orbits(graph, 4, induced=induced) for graph in graphs]
+        assert torch.equal(node_orbits(batch, 4, induced=induced), torch.cat(alone))
+    assert torch.equal(edge_orbits(batch, 4), torch.cat([edge_orbits(graph, 4) for graph in graphs]))
+    for per in ("node", "edge", "graph"):
+        alone = [innerloop.triangles(graph, per) for graph in graphs]
+        assert torch.equal(innerloop.triangles(batch, per), torch.cat(alone))
+
+
 # Promises
 
 
 def results() -> list[Tensor]:
-    """The same graphs in every process: skewed, dense, and a batch."""
+    """The same graphs in every process: skewed, dense, batches of small and of larger graphs."""
     generator = torch.Generator().manual_seed(0)
     skewed = (torch.rand(2, 3000, generator=generator) ** 3 * 400).long()
     dense = torch.triu_indices(140, 140, 1)
@@ -478,7 +500,12 @@ def results() -> list[Tensor]:
         found += [innerloop.clustering(graph), innerloop.transitivity(graph)]
         for op in (node_orbits, edge_orbits, graphlets):
             found += [op(graph, k, induced=induced) for k in (3, 4, 5) for induced in (True, False)]
-    return found
+    sizes = torch.tensor([40, 60, 90, 200, 300]).repeat(8)
+    ptr = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
+    owner = torch.randint(len(sizes), (150_000,), generator=generator)
+    many = (torch.rand(2, len(owner), generator=generator) * sizes[owner]).long() + ptr[owner]
+    many = Graph(many, int(ptr[-1]), ptr=ptr)
+    return [*found, innerloop.triangles(many, "node"), innerloop.triangles(many, "edge"), node_orbits(many, 4)]
 
 
 @pytest.fixture(scope="module")

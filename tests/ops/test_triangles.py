@@ -6,14 +6,17 @@ from math import comb
 from pathlib import Path
 
 import networkx as nx
+import numpy as np
 import pytest
 import torch
 from cases import Record, filter_torch_warnings
 from innerloop import Graph, clustering, transitivity, triangles
+from innerloop.data.rmat import rmat
 from innerloop.data.tu import load_mutag, read_edge_list
 from innerloop.reference.triangles import clustering as reference_clustering
 from innerloop.reference.triangles import transitivity as reference_transitivity
 from innerloop.reference.triangles import triangles as reference
+from scipy.sparse import csr_array
 from tolerances import assert_close
 from torch import Tensor
 
@@ -46,6 +49,22 @@ def assert_as_defined(graph: Graph) -> None:
 def test_random_graphs(density):
     for n in (1, 2, 3, 5, 9, 12, 40, 66, 130, 200):
         assert_as_defined(Graph(random_edges(n, density), n))
+
+
+@pytest.mark.parametrize(("scale", "edge_factor"), [(9, 24), (14, 4), (14, 24)])
+def test_skewed_graphs_as_scipy(scale, edge_factor):
+    """Some of these have more nodes than may have rows of bits."""
+    n, edges = 1 << scale, rmat(scale, edge_factor)
+    a = csr_array((np.ones(2 * edges.shape[1], np.int64), torch.cat([edges, edges.flip(0)], 1).numpy()), shape=(n, n))
+    common = (a @ a).multiply(a)
+    graph = Graph(edges, n)
+    for threads in (1, 3):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        assert triangles(graph, "node").tolist() == (common.sum(1) // 2).tolist()
+        expected = common.tocsr()[tuple(graph.edges.T.numpy())]
+        assert triangles(graph, "edge").tolist() == np.asarray(expected).ravel().tolist()
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("name", ["karate", "dolphins", "lesmis"])
