@@ -3,11 +3,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad
 
-__all__ = ["readable"]
+__all__ = ["batched", "differentiated", "readable"]
+
+
+def batched(t: Tensor) -> bool:
+    """Whether `t` is a sample of `torch.func.vmap`."""
+    return not torch.compiler.is_compiling() and any(map(torch._C._functorch.is_batchedtensor, _layers(t)))
+
+
+def differentiated(t: Tensor) -> bool:
+    """Whether a derivative of `t` can be asked for: what torch.func wraps may hide it from `t.requires_grad`."""
+    if t.requires_grad or torch.compiler.is_compiling():
+        return t.requires_grad
+    return any(
+        layer.requires_grad
+        # vmap has no rule for this; the layer below has the tangent.
+        or (not torch._C._functorch.is_batchedtensor(layer) and forward_ad.unpack_dual(layer).tangent is not None)
+        for layer in _layers(t)
+    )
+
+
+def _layers(t: Tensor) -> Iterator[Tensor]:
+    """`t`, and what torch.func has wrapped in it."""
+    yield t
+    while torch._C._functorch.is_functorch_wrapped_tensor(t):
+        t = torch._C._functorch.get_unwrapped(t)
+        yield t
 
 
 def readable(t: Tensor) -> bool:

@@ -111,6 +111,8 @@ def run(graph, relation, input, boundary, edge_weight, sum, mul) -> Tensor:
             f"relational_spmm: input is {input.dtype} on {input.device}, expected float32 or float64 on the CPU where "
             "sum or mul is a function"
         )
+    if torch._C._are_functorch_transforms_active():
+        raise NotImplementedError("relational_spmm: functions as sum or mul are not implemented under torch.func")
     for name, t, rows in (
         ("input", input, graph.num_nodes),
         ("relation", relation, graph.num_relations),

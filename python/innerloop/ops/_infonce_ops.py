@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import _cpu
 from ._infonce_common import LSE, MEMORY_BUDGET, accumulator, empty_results, rows_of
 from ._registry import apply, define, last_derivative, wants_grad
+from .relational_spmm import loop_over_batch
 
 __all__ = ["Sums", "backward_op", "fits", "forward_op", "mean_loss", "sums_of"]
 
@@ -127,6 +128,11 @@ def _(*args):
     return gpu.backward(*args)
 
 
+@backward_op.vmap
+def _(info, in_dims, *args):
+    return loop_over_batch(backward_op, info, in_dims, args)
+
+
 @backward_op.fake
 def _(grad_positive, grad_row, grad_column, positive, row, column, scores, q, k, *args):
     grad_q, grad_k, dot, total = _empty_gradients(q, k, *args[-2:])
@@ -170,8 +176,16 @@ class _Infonce(torch.autograd.Function):
             grad_q if needs[0] else None, grad_k if needs[1] else None, None, None, grad_scale, grad_bias, *(None,) * 11
         )  # fmt: skip
 
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        return loop_over_batch(_Infonce.apply, info, in_dims, args)
 
-_InfonceBackward = last_derivative("infonce", backward_op)
+
+def _backward_vmap(info, in_dims, *args):
+    return loop_over_batch(_InfonceBackward.apply, info, in_dims, args)
+
+
+_InfonceBackward = last_derivative("infonce", backward_op, _backward_vmap)
 
 
 # ---- the mean loss and its gradients in one go ----
@@ -257,10 +271,18 @@ class _InfonceMean(torch.autograd.Function):
         scaled = _Scaled.apply if torch.is_grad_enabled() else _scaled
         return *scaled(ctx.needs_input_grad, grad_loss, *ctx.saved_tensors), *(None,) * 9
 
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        return loop_over_batch(_InfonceMean.apply, info, in_dims, args)
+
 
 def _scaled(needed: tuple[bool, ...], factor: Tensor, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """The needed gradients times `factor`, in the dtypes of what they belong to."""
     return tuple((factor * tensors[3 + i]).to(tensors[i].dtype) if needed[i] else None for i in range(3))
 
 
-_Scaled = last_derivative("infonce", _scaled)
+def _scaled_vmap(info, in_dims, *args):
+    return loop_over_batch(_Scaled.apply, info, in_dims, args)
+
+
+_Scaled = last_derivative("infonce", _scaled, _scaled_vmap)

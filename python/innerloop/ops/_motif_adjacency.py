@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..reference.node_orbits import GRAPHLETS
 from ..simple_graph import Graph
+from ._checks import batched
 from ._registry import last_derivative
 from .node_orbits import edge_orbits
 
@@ -69,7 +70,8 @@ def motif_adjacency(
 
     Returns:
         Sparse COO (n, n), coalesced, symmetric, zero on the diagonal: int64, or the dtype of `edge_weight`, in which it
-        is differentiable once; a second derivative raises. Its entries are the pairs that share an instance.
+        is differentiable once; a second derivative raises, and so does `torch.func.vmap`. Its entries are the pairs
+        that share an instance.
 
     Time and memory: graphlets without weights are counted, not listed, but for "G1" with "all" pairs. Triangles are
     listed in O(m^1.5), wedges in O(Σ d²). Memory is that of the graph, the result and about 100 MB, and with
@@ -84,7 +86,8 @@ def motif_adjacency(
     """
     _check_options(motif, edge_weight, reduce, induced, pairs)
     directed = motif in _DIRECTED
-    graph, edge_index = _with_directions(graph) if directed else (Graph.of(graph), None)
+    with torch._C._DisableFuncTorch():  # it would wrap the tensors of a new graph, which then have no data
+        graph, edge_index = _with_directions(graph) if directed else (Graph.of(graph), None)
     if edge_weight is not None:
         _check_weight(edge_weight, edge_index.shape[1] if directed else graph.num_edges, graph.index.device)
     if not directed and edge_weight is None and (motif != "G1" or pairs == "edges"):
@@ -335,6 +338,9 @@ def _check_weight(edge_weight: Tensor, count: int, device: torch.device) -> None
     if not isinstance(edge_weight, Tensor) or not edge_weight.is_floating_point():
         kind = edge_weight.dtype if isinstance(edge_weight, Tensor) else type(edge_weight).__name__
         raise TypeError(f"{op}: edge_weight is {kind}, expected a floating tensor ({count},)")
+    if batched(edge_weight):
+        raise ValueError(f"{op}: edge_weight is a sample of torch.func.vmap, expected one tensor: results are sparse, "
+                         "which vmap has no rule for; call it for each sample")  # fmt: skip
     if edge_weight.shape != (count,):
         raise ValueError(f"{op}: edge_weight has shape {tuple(edge_weight.shape)}, expected ({count},), one per edge")
     if edge_weight.device != device:

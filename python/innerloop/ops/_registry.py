@@ -90,6 +90,12 @@ def apply(function: type[torch.autograd.Function], *args: object) -> object:
     For a Function with `setup_context`, `apply` looks up the signature of `forward` on every call to fill in defaults:
     30 of the 40 µs that it takes. What it does then outside torch.func and torch.compile is this.
     """
+    if torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        # Dynamo takes the arguments of torch.func.grad for constants, but not what is made of them; through vmap it
+        # sees no gradient at all. Either way it would leave out the backward pass and return zeros.
+        args = [a.view_as(a) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
+        if not any(isinstance(a, Tensor) and a.requires_grad for a in args):
+            return torch.compiler.disable(function.apply)(*args)
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return function.apply(*args)
     return super(torch.autograd.Function, function).apply(*unwrap_dead_wrappers(args))

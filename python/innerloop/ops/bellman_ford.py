@@ -13,6 +13,7 @@ from torch import Tensor
 from .. import _cpu
 from ..graph import RelGraph
 from ..reference.bellman_ford import bellman_ford as _reference
+from ._checks import batched, differentiated
 from ._registry import define, warn_no_kernel
 from .relational_spmm import loop_over_batch
 
@@ -199,7 +200,8 @@ def bellman_ford(
         TypeError: `graph` is not a RelGraph, or ids are not integers.
         ValueError: an unknown semiring; weights with NaN, negative ones for "reliable", or infinite ones for a sum;
             a cycle that improves a value for ever (for "distance": a negative cycle), with its edges; weights that
-            require grad: this op is not differentiable, `relational_spmm` is.
+            require grad: this op is not differentiable, `relational_spmm` is; weights or sources that
+            `torch.func.vmap` maps.
         IndexError: a source out of range.
         RuntimeError: no convergence.
 
@@ -295,6 +297,8 @@ def _sources(graph: RelGraph, sources: Tensor | Sequence[int] | int) -> Tensor:
     sources = sources.to(graph.device)
     if sources.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
         raise TypeError(f"bellman_ford: sources has dtype {sources.dtype}, expected an integer dtype")
+    if batched(sources):
+        raise ValueError("bellman_ford: sources is a sample of torch.func.vmap, expected (S,): the sources of one call")
     if sources.dim() > 1:
         raise ValueError(f"bellman_ford: sources has shape {tuple(sources.shape)}, expected (S,)")
     sources = sources.to(torch.int64).reshape(-1)
@@ -317,10 +321,14 @@ def _weight(graph: RelGraph, weight: Tensor | None) -> Tensor:
         raise ValueError(f"bellman_ford: edge_weight has shape {tuple(weight.shape)}, expected ({graph.num_edges},)")
     if weight.device != graph.device:
         raise ValueError(f"bellman_ford: edge_weight is on {weight.device}, expected {graph.device} like graph")
-    if weight.requires_grad and torch.is_grad_enabled():
+    if differentiated(weight) and torch.is_grad_enabled():
         raise ValueError(
             "bellman_ford: edge_weight requires grad, expected constants (detach it); relational_spmm, one step, is "
             "differentiable"
+        )
+    if batched(weight):
+        raise ValueError(
+            "bellman_ford: edge_weight is a sample of torch.func.vmap, expected one tensor; call it for each sample"
         )
     return weight.detach()
 

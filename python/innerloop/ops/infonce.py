@@ -101,7 +101,8 @@ def infonce(
         of the target columns (B,), none if not symmetric. An empty denominator (-inf) counts as loss 0, no gradient.
 
     Gradients:
-        For q, k, log_scale, bias, weights and hard_negatives. A second derivative raises.
+        For q, k, log_scale, bias, weights and hard_negatives. A second derivative raises. `torch.func.vmap` makes one
+        call for each sample.
 
     Raises:
         TypeError: an argument that is no tensor, or an integer dtype.

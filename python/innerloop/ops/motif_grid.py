@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import _cpu
 from ..simple_graph import Graph
-from ._checks import readable
+from ._checks import differentiated, readable
 from ._registry import define
 
 __all__ = ["MotifGrid", "gather_grid", "motif_grid"]
@@ -193,7 +193,7 @@ def _numbers(name: str, given: Tensor | None, count: int, dtype: torch.dtype) ->
         raise TypeError(f"{op}: {name} is {kind}, expected an integer or floating tensor")
     if given.shape != (count,):
         raise ValueError(f"{op}: {name} has shape {tuple(given.shape)}, expected ({count},)")
-    if given.requires_grad:
+    if differentiated(given):
         raise ValueError(f"{op}: {name} requires a gradient, expected none: x has no gradient")
     return given.to("cpu", dtype)
 

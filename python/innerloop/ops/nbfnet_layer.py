@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from .. import _cpu
 from ..graph import RelGraph
+from ._checks import differentiated
 from ._registry import apply, define, last_derivative, wants_grad
 from .relational_spmm import _MUL_NAMES, MULS, Mul, loop_over_batch, relational_spmm
 from .relational_spmm import _check as check_relational_spmm
@@ -77,7 +78,7 @@ def nbfnet_layer(
     for name, t in zip(names, tensors, strict=True):
         if not isinstance(t, Tensor) and not (t is None and name in ("input", "norm_weight", "norm_bias")):
             raise TypeError(f"nbfnet_layer: {name} is {type(t).__name__}, expected a tensor")
-    if scalers.requires_grad:
+    if differentiated(scalers):
         raise ValueError("nbfnet_layer: scalers requires grad, expected constants")
     if query.device.type not in ("cpu", "meta"):
         _check(graph.csr, *tensors, MULS[mul], residual)
@@ -244,12 +245,12 @@ def _compose(
 
 
 @_forward.vmap
-def _forward_vmap(info, in_dims, *args):
+def _(info, in_dims, *args):
     return loop_over_batch(_forward, info, in_dims, args)
 
 
 @_backward.vmap
-def _backward_vmap(info, in_dims, *args):
+def _(info, in_dims, *args):
     return loop_over_batch(_backward, info, in_dims, args)
 
 
@@ -280,7 +281,11 @@ class _NbfnetLayer(torch.autograd.Function):
 
     @staticmethod
     def vmap(info, in_dims, *args):
-        return _forward_vmap(info, (*in_dims, None), *args, True)
+        return loop_over_batch(_NbfnetLayer.apply, info, in_dims, args)
+
+
+def _backward_vmap(info, in_dims, *args):
+    return loop_over_batch(_NbfnetLayerBackward.apply, info, in_dims, args)
 
 
 _NbfnetLayerBackward = last_derivative("nbfnet_layer", _backward, _backward_vmap)

@@ -322,31 +322,32 @@ def loop_over_batch(op, info, in_dims, args):
     results = [op(*(_take(a, d, i) for a, d in zip(args, in_dims, strict=True))) for i in range(info.batch_size)]
     if isinstance(results[0], Tensor):
         return torch.stack(results), 0
-    return tuple(torch.stack(r) for r in zip(*results, strict=True)), (0,) * len(results[0])
+    stacked = tuple(None if r[0] is None else torch.stack(r) for r in zip(*results, strict=True))
+    return stacked, tuple(None if r is None else 0 for r in stacked)
 
 
-@_forward.vmap
-def _forward_vmap(info, in_dims, csr, relation, input, boundary, edge_weight, sum, mul):
+def _fold_forward(op, info, in_dims, csr, relation, input, boundary, edge_weight, sum, mul):
     n = info.batch_size
     if in_dims[0] is not None or in_dims[4] is not None:
-        return loop_over_batch(_forward, info, in_dims, (csr, relation, input, boundary, edge_weight, sum, mul))
+        return loop_over_batch(op, info, in_dims, (csr, relation, input, boundary, edge_weight, sum, mul))
     batch = input.movedim(in_dims[2], 0).shape[2] if in_dims[2] is not None else input.shape[1]
     shared = relation.dim() - (in_dims[1] is not None) == 2
     if not (shared and in_dims[1] is None):
         relation = _per_query(relation, in_dims[1], n, batch)
-    out = _forward(csr, relation, _fold(input, in_dims[2], n), _fold(boundary, in_dims[3], n), edge_weight, sum, mul)
+    out = op(csr, relation, _fold(input, in_dims[2], n), _fold(boundary, in_dims[3], n), edge_weight, sum, mul)
     return out.unflatten(1, (n, batch)), 1
 
 
-@_backward.vmap
-def _backward_vmap(info, in_dims, grad_out, out, csr, relation, input, boundary, edge_weight, sum, mul, weight_grad):
+def _fold_backward(
+    op, info, in_dims, grad_out, out, csr, relation, input, boundary, edge_weight, sum, mul, weight_grad
+):  # fmt: skip
     n = info.batch_size
     if in_dims[2] is not None or in_dims[6] is not None or weight_grad:
         args = (grad_out, out, csr, relation, input, boundary, edge_weight, sum, mul, weight_grad)
-        return loop_over_batch(_backward, info, in_dims, args)
+        return loop_over_batch(op, info, in_dims, args)
     batch = input.movedim(in_dims[4], 0).shape[2] if in_dims[4] is not None else input.shape[1]
     shared = relation.dim() - (in_dims[3] is not None) == 2
-    grad_input, grad_relation, grad_boundary, grad_weight = _backward(
+    grad_input, grad_relation, grad_boundary, grad_weight = op(
         _fold(grad_out, in_dims[0], n), _fold(out, in_dims[1], n), csr,
         _per_query(relation, in_dims[3], n, batch), _fold(input, in_dims[4], n),
         _fold(boundary, in_dims[5], n), edge_weight, sum, mul, False,
@@ -361,6 +362,16 @@ def _backward_vmap(info, in_dims, grad_out, out, csr, relation, input, boundary,
         (grad_input.unflatten(1, (n, batch)), grad_relation, grad_boundary, grad_weight.expand(n, 0)),
         (1, 0, 0, 0),
     )
+
+
+@_forward.vmap
+def _(info, in_dims, *args):
+    return _fold_forward(_forward, info, in_dims, *args)
+
+
+@_backward.vmap
+def _(info, in_dims, *args):
+    return _fold_backward(_backward, info, in_dims, *args)
 
 
 # ---- differentiation ----
@@ -394,7 +405,14 @@ class _RelationalSpmm(torch.autograd.Function):
             None,
         )
 
-    vmap = staticmethod(_forward_vmap)
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        # The Function and not the op, so that a gradient around vmap finds a node.
+        return _fold_forward(_RelationalSpmm.apply, info, in_dims, *args)
+
+
+def _backward_vmap(info, in_dims, *args):
+    return _fold_backward(_RelationalSpmmBackward.apply, info, in_dims, *args)
 
 
 _RelationalSpmmBackward = last_derivative("relational_spmm", _backward, _backward_vmap)
