@@ -272,7 +272,7 @@ class Scratch {
   const A* data() const { return data_; }
 
  private:
-  static constexpr size_t kLarge = size_t(4) << 20;
+  static constexpr size_t kLarge = size_t(1) << 20;
   size_t bytes_;
   A* data_;
 };

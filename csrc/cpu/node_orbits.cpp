@@ -157,54 +157,43 @@ void node_row(const Five& five, int64_t v, const int64_t* edges, int64_t* out) {
   }
 }
 
-bool five_nodes(const Counts& c, const NodeSums* nodes, NodeOrbits& args) {
+bool five_nodes(const Counts& c, const NodeSums* nodes, NodeOrbits& args, Arena& arena) {
   const Oriented& o = c.graph;
   const SimpleGraph& g = o.g;
   const int64_t n = g.num_nodes, m = g.num_edges;
-  Scratch<int32_t> t(m), t_at(2 * m);
-  Scratch<int64_t> k4(m), fan(m), far(m), back(2 * m), next(n);
+  int32_t *t = arena.take<int32_t>(m), *t_at = arena.take<int32_t>(2 * m);
+  int64_t *k4 = arena.take<int64_t>(m), *fan = arena.take<int64_t>(m), *far = arena.take<int64_t>(m);
+  int64_t *back = arena.take<int64_t>(2 * m), *next = arena.take<int64_t>(n);
   for (int64_t v = 0; v < n; ++v) {
-    next.get()[v] = g.rowptr[v];
+    next[v] = g.rowptr[v];
     for (int64_t i = 0; i < o.outdegree(v); ++i) {
       const int64_t number = o.start(v) + i, eid = g.eid[g.split[v] + i];
-      t.get()[eid] = c.t[number], k4.get()[eid] = c.k4_edge[number];
-      fan.get()[eid] = c.fan_edge[number], far.get()[eid] = c.far_edge[number];
+      t[eid] = c.t[number], k4[eid] = c.k4_edge[number];
+      fan[eid] = c.fan_edge[number], far[eid] = c.far_edge[number];
     }
   }
   int64_t triangles = 0;
   for (int64_t v = 0; v < n; ++v) {
     for (int64_t p = g.rowptr[v]; p < g.rowptr[v + 1]; ++p) {
-      t_at.get()[p] = t.get()[g.eid[p]];
+      t_at[p] = t[g.eid[p]];
       if (g.col[p] < v) continue;
-      const int64_t q = next.get()[g.col[p]]++;  // rows get their lower nodes in order
-      back.get()[p] = q, back.get()[q] = p;
+      const int64_t q = next[g.col[p]]++;  // rows get their lower nodes in order
+      back[p] = q, back[q] = p;
     }
   }
-  Scratch<int64_t> apexes(m + 1), filled(m);
+  int64_t *apexes = arena.take<int64_t>(m + 1), *filled = arena.take<int64_t>(m);
   for (int64_t e = 0; e < m; ++e) {
-    apexes.get()[e] = filled.get()[e] = triangles;
-    triangles += t.get()[e];
+    apexes[e] = filled[e] = triangles;
+    triangles += t[e];
   }
-  apexes.get()[m] = triangles;
-  Scratch<int32_t> apex(triangles);
-  list_apexes(o, filled.get(), apex.get());
-  Zeros<int64_t> sums(kEdgeSums * m), second(3 * m), cycles(2 * m), hubs(n), fresh(2 * m);
-  const Five five{c,
-                  nodes,
-                  t.get(),
-                  k4.get(),
-                  c.c4_edge,
-                  fan.get(),
-                  far.get(),
-                  t_at.get(),
-                  back.get(),
-                  apexes.get(),
-                  apex.get(),
-                  reinterpret_cast<EdgeSums*>(sums.get()),
-                  second.get(),
-                  cycles.get(),
-                  hubs.get(),
-                  fresh.get()};
+  apexes[m] = triangles;
+  int32_t* apex = arena.take<int32_t>(triangles);
+  list_apexes(o, filled, apex);
+  const auto sums = [&](int64_t columns, int64_t rows) { return zeros<int64_t>(arena, columns * rows); };
+  const Five five{c,          nodes,      t,          k4,
+                  c.c4_edge,  fan,        far,        t_at,
+                  back,       apexes,     apex,       reinterpret_cast<EdgeSums*>(sums(kEdgeSums, m)),
+                  sums(3, m), sums(2, m), sums(1, n), sums(2, m)};
   constexpr int64_t few = 8;
   if (!share_out<RootWorker>(n, few, args.threads, args.poll, five)) return false;
   if (!share_out<SecondWorker>(n, few, args.threads, args.poll, five)) return false;
@@ -218,7 +207,7 @@ bool five_nodes(const Counts& c, const NodeSums* nodes, NodeOrbits& args) {
     }
   }
   const bool by_node = args.node != nullptr;
-  Zeros<int64_t> edges(by_node ? 68 * n : 0);
+  int64_t* edges = sums(68, by_node ? n : 0);
   int64_t row[68];
   for (int64_t v = 0; v < n; ++v) {
     for (int64_t i = 0; i < o.outdegree(v); ++i) {
@@ -227,15 +216,15 @@ bool five_nodes(const Counts& c, const NodeSums* nodes, NodeOrbits& args) {
       edge_row(end_of(c, nodes, v, low), end_of(c, nodes, u, five.fan[eid] - low), five.sums[eid],
                five.second + 3 * eid, five.t[eid], five.c4[eid], five.k4[eid], five.far[eid], out);
       for (int64_t j = 12; by_node && j < 68; ++j) {
-        edges.get()[68 * v + j] += row[j];
-        edges.get()[68 * u + j] += row[j];
+        edges[68 * v + j] += row[j];
+        edges[68 * u + j] += row[j];
       }
       if (!by_node && args.induced) subtract_larger(kEdgeOverlap, out);
     }
   }
   for (int64_t v = 0; by_node && v < n; ++v) {
     int64_t* out = args.node + 73 * int64_t(g.order[v]);
-    node_row(five, v, edges.get() + 68 * v, out);
+    node_row(five, v, edges + 68 * v, out);
     if (args.induced) subtract_larger(kNodeOverlap, out);
   }
   return true;
@@ -264,17 +253,17 @@ void node_orbits(NodeOrbits& args) {
   const int64_t n = g.num_nodes, m = g.num_edges;
   const Oriented oriented(g);
   const bool four = args.k >= 4, edges = args.edge != nullptr || args.k == 5;
-  Zeros<int32_t> triangles(m);
-  Zeros<int64_t> by_node(four ? 3 * n : 0), by_edge(edges && four ? 4 * m : 0);
-  Scratch<NodeSums> nodes(n);
-  SumSpace space(n);
-  int64_t *node = by_node.get(), *edge = edges ? by_edge.get() : nullptr;
-  const auto column = [&](int64_t i) { return edges ? edge + i * m : nullptr; };
+  Arena arena;
+  int32_t* triangles = zeros<int32_t>(arena, m);
+  NodeSums* nodes = arena.take<NodeSums>(n);
+  SumSpace space(n, arena);
+  int64_t* node = zeros<int64_t>(arena, four ? 3 * n : 0);
+  int64_t* edge = edges && four ? zeros<int64_t>(arena, 4 * m) : nullptr;
+  const auto column = [&](int64_t i) { return edge != nullptr ? edge + i * m : nullptr; };
   const Blocks blocks(oriented, args.threads);
   HitStore hits(four && !blocks.useful ? n : 0);
-  const Counts c{oriented,     &hits,     triangles.get(), node,      node + n,
-                 node + 2 * n, column(0), column(1),       column(2), column(3)};
-  const SumArgs sums{c, space, nodes.get()};
+  const Counts c{oriented, &hits, triangles, node, node + n, node + 2 * n, column(0), column(1), column(2), column(3)};
+  const SumArgs sums{c, space, nodes};
   args.finished = false;
   if (!four) {
     const TriangleSums only{oriented, c.t};
@@ -287,8 +276,8 @@ void node_orbits(NodeOrbits& args) {
     if (!count_cycles(c, 0, n, args.threads, args.poll)) return;
   }
   if (!four || !blocks.useful) sum_edges(sums, args.threads);
-  four_forms(c, nodes.get(), args);
-  args.finished = args.k < 5 || five_nodes(c, nodes.get(), args);
+  four_forms(c, nodes, args);
+  args.finished = args.k < 5 || five_nodes(c, nodes, args, arena);
 }
 
 void motif_sums(MotifSums& args) {
@@ -312,10 +301,11 @@ void fan_sums(MotifSums& args) {
 void orbits_from_sums(NodeOrbits& args, const MotifSums& sums) {
   const Oriented oriented(args.graph);
   const Counts c = counts_of(oriented, sums);
-  Scratch<NodeSums> nodes(args.graph.num_nodes);
-  SumSpace space(args.graph.num_nodes);
-  sum_edges({c, space, nodes.get()}, args.threads);
-  four_forms(c, nodes.get(), args);
+  Arena arena;
+  NodeSums* nodes = arena.take<NodeSums>(args.graph.num_nodes);
+  SumSpace space(args.graph.num_nodes, arena);
+  sum_edges({c, space, nodes}, args.threads);
+  four_forms(c, nodes, args);
   args.finished = true;
 }
 

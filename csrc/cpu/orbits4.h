@@ -353,12 +353,13 @@ struct NodeSums {
 
 // The sums come in three passes: over the triangles of directed edges, over neighbours, over neighbours of these.
 struct SumSpace {
-  explicit SumSpace(int64_t num_nodes) : triangles(3 * num_nodes), hops(num_nodes) {}
-  Zeros<int64_t> triangles;  // of each node 2 t, n10, n13
+  SumSpace(int64_t num_nodes, Arena& arena)
+      : triangles(zeros<int64_t>(arena, 3 * num_nodes)), hops(arena.take<Hop>(num_nodes)) {}
   struct Hop {
     int64_t steps, triangles;
   };
-  Scratch<Hop> hops;  // copies that lie close together
+  int64_t* triangles;  // of each node 2 t, n10, n13
+  Hop* hops;           // copies that lie close together
 };
 
 struct SumArgs {
@@ -370,7 +371,7 @@ struct SumArgs {
 class TriangleSumWorker {
  public:
   TriangleSumWorker(const SumArgs& a, bool alone)
-      : c_(a.counts), sums_(a.space.triangles.get(), 3 * a.counts.graph.g.num_nodes, alone) {}
+      : c_(a.counts), sums_(a.space.triangles, 3 * a.counts.graph.g.num_nodes, alone) {}
   void operator()(int64_t v) {
     const Oriented& o = c_.graph;
     const int32_t *out = o.out(v), *t = c_.t + o.start(v);
@@ -397,14 +398,14 @@ class NearWorker {
  public:
   NearWorker(const SumArgs& a, bool) : o_(a.counts.graph), a_(a) {}
   void operator()(int64_t v) {
-    const int64_t* t = a_.space.triangles.get() + 3 * v;
+    const int64_t* t = a_.space.triangles + 3 * v;
     int64_t steps = 0, n6 = 0;
     for (int64_t p = o_.g.rowptr[v]; p < o_.g.rowptr[v + 1]; ++p) {
       const int64_t d = o_.degree(o_.g.col[p]) - 1;
       steps += d, n6 += pairs(d);
     }
     a_.nodes[v] = {o_.degree(v), steps, t[0] / 2, 0, n6, 0, t[1], t[2]};
-    a_.space.hops.get()[v] = {steps, t[0] / 2};
+    a_.space.hops[v] = {steps, t[0] / 2};
   }
   void merge() {}
 
@@ -418,7 +419,7 @@ class FarWorker {
   FarWorker(const SumArgs& a, bool) : g_(a.counts.graph.g), a_(a) {}
   void operator()(int64_t v) {
     NodeSums& s = a_.nodes[v];
-    const SumSpace::Hop* hops = a_.space.hops.get();
+    const SumSpace::Hop* hops = a_.space.hops;
     int64_t steps = 0, triangles = 0;
     for (int64_t p = g_.rowptr[v]; p < g_.rowptr[v + 1]; ++p) {
       steps += hops[g_.col[p]].steps, triangles += hops[g_.col[p]].triangles;

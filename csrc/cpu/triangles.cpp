@@ -8,7 +8,6 @@
 // its own, 4 bytes an edge or 8 a node; the bits take up to 8 MiB.
 #include "cpu/triangles.h"
 
-#include "cpu/arena.h"
 #include "cpu/neighbourhoods.h"
 
 namespace il {
@@ -286,20 +285,21 @@ bool count(const Oriented& o, int32_t* edge, int64_t* twice, const Triangles& ar
 void triangles(Triangles& args) {
   const SimpleGraph& g = args.graph;
   const Oriented oriented(g);
+  Arena arena;
   args.finished = true;
   if (args.edge != nullptr) {
-    Zeros<int32_t> t(g.num_edges);
-    args.finished = count(oriented, t.get(), nullptr, args);
+    int32_t* t = zeros<int32_t>(arena, g.num_edges);
+    args.finished = count(oriented, t, nullptr, args);
     for (int64_t v = 0; v < g.num_nodes && args.finished; ++v) {
       for (int64_t i = 0; i < oriented.outdegree(v); ++i) {
-        args.edge[g.eid[g.split[v] + i]] = t.get()[oriented.start(v) + i];
+        args.edge[g.eid[g.split[v] + i]] = t[oriented.start(v) + i];
       }
     }
   }
   if (args.node != nullptr && args.finished) {
-    Zeros<int64_t> twice(g.num_nodes);
-    args.finished = count(oriented, nullptr, twice.get(), args);
-    for (int64_t v = 0; v < g.num_nodes && args.finished; ++v) args.node[g.order[v]] = twice.get()[v] / 2;
+    int64_t* twice = zeros<int64_t>(arena, g.num_nodes);
+    args.finished = count(oriented, nullptr, twice, args);
+    for (int64_t v = 0; v < g.num_nodes && args.finished; ++v) args.node[g.order[v]] = twice[v] / 2;
   }
 }
 

@@ -2,7 +2,7 @@
 // Loops over nodes whose cost differs by orders of magnitude, with sums private to each thread.
 #pragma once
 
-#include "core/simd.h"
+#include "cpu/arena.h"
 
 // For inner loops that would lose their registers inside a large caller.
 #define IL_NOINLINE __attribute__((noinline))
@@ -12,14 +12,11 @@ namespace IL_ISA {
 namespace {
 
 template <class A>
-class Zeros {
- public:
-  explicit Zeros(int64_t count) : memory_(count) { fill(memory_.get(), count, A(0)); }
-  A* get() { return memory_.get(); }
-
- private:
-  Scratch<A> memory_;
-};
+IL_INLINE A* zeros(Arena& arena, int64_t count) {
+  A* memory = arena.take<A>(count);
+  fill(memory, count, A(0));
+  return memory;
+}
 
 // Zeroed sums of one thread, added to the shared ones in `merge`. A single thread adds to the shared ones directly.
 // Integers, so the order of additions does not show. Null stays null.

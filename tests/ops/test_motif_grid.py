@@ -282,7 +282,7 @@ BAD = [
     ({"edge_labels": torch.ones(2, requires_grad=True)}, ValueError, "edge_labels requires a gradient"),
     ({"centrality": "degree"}, TypeError, "centrality is str, expected an integer or floating tensor"),
     ({"centrality": torch.ones(2)}, ValueError, r"centrality has shape \(2,\), expected \(3,\)"),
-    ({"centrality": torch.tensor([1, torch.nan, 2])}, ValueError, "centrality is nan, expected numbers"),
+    ({"centrality": torch.tensor([1, torch.nan, 2])}, ValueError, "centrality has nan, expected numbers"),
 ]
 
 
