@@ -59,13 +59,14 @@ bool is_plan(const int32_t* code, int64_t length, const il::Match& args) {
 
 void match(py::handle by_root, py::handle node, py::handle edge, py::handle list, py::handle offsets, py::handle index,
            py::handle adjacency, py::handle code, py::handle node_labels, py::handle edge_labels, py::handle roots,
-           int64_t skip, int threads) {
+           py::handle after, int64_t skip, int64_t most, int threads) {
   const char* op = "match";
   IL_CHECK(threads >= 1, op, "threads", std::to_string(threads), "at least 1");
+  IL_CHECK(most >= 1, op, "most", std::to_string(most), "at least 1");
   il::Match args{};
   args.graph = simple_graph(index, adjacency, op);
   const int64_t n = args.graph.num_nodes, m = args.graph.num_edges;
-  args.threads = threads;
+  args.threads = threads, args.most = most;
   args.node_labels = int32_or_null(node_labels, op, "node_labels", n);
   args.edge_labels = int32_or_null(edge_labels, op, "edge_labels", m);
   args.num_roots = n;
@@ -98,6 +99,8 @@ void match(py::handle by_root, py::handle node, py::handle edge, py::handle list
     IL_CHECK(args.offsets != nullptr, op, "offsets", "none", "running sums of by_root");
     IL_CHECK(skip >= 0 && skip + args.take <= args.offsets[args.num_roots], op, "skip", std::to_string(skip),
              "a range of the matches");
+    args.after = int32_or_null(after, op, "after", args.code[0]);
+    IL_CHECK(args.after != nullptr || skip <= args.offsets[0], op, "after", "none", "the match before skip");
   }
   Interrupt interrupt;
   args.poll = interrupt.poll();

@@ -5,7 +5,8 @@
 // size.
 //
 // Roots (vertices of level 0) are shared out over the threads; each keeps at most 28 sets of the largest degree. No
-// result is stored but what is asked for, so memory does not depend on the number of matches.
+// result is stored but what is asked for, so memory does not depend on the number of matches. A list goes on behind a
+// match by its vertices: each level begins at that of the match, nothing before is searched again.
 #include "cpu/match.h"
 
 #include "cpu/set_ops.h"
@@ -64,9 +65,13 @@ class Searcher {
     const int64_t root = a_.roots == nullptr ? i : a_.roots[i];
     const int32_t label = levels_[0].node_label;
     if (label >= 0 && a_.node_labels[root] != label) return;
+    full_ = false;
+    left_ = a_.most;
     if (output_ == Output::kList) {
       at_ = a_.offsets[i] - a_.skip;
       if (a_.offsets[i + 1] - a_.skip <= 0 || at_ >= a_.take) return;
+      resuming_ = at_ < 0 && a_.after != nullptr;
+      at_ = max64(at_, 0);
     }
     const int64_t found = place(0, int32_t(root));
     if (a_.by_root != nullptr) a_.by_root[i] = found;
@@ -177,17 +182,28 @@ class Searcher {
       }
     }
     candidates -= __builtin_popcount(uint32_t(level.inside));
-    const int64_t found = tail_ == 1 ? max64(candidates, 0) : binomial(candidates, tail_);
-    overflow_ |= found < 0;
+    int64_t found = tail_ == 1 ? max64(candidates, 0) : binomial(candidates, tail_);
+    if (uint64_t(found) >= uint64_t(left_)) {  // so is -1
+      overflow_ |= a_.most == INT64_MAX;
+      full_ = true;
+      found = left_;
+    }
+    left_ -= found;
     return found;
   }
 
   int64_t descend(int i) {
     const Level& level = levels_[i];
     const Sorted range = between(set_[level.set], level.above, level.below);
+    const int32_t* x = range.first;
+    if (resuming_) {  // the levels above are those of `after`
+      x = lower_bound(x, range.last, a_.after[i]);
+      resuming_ = x < range.last && *x == a_.after[i];
+    }
     int64_t found = 0;
-    for (const int32_t* x = range.first; x < range.last; ++x) {
-      if (!taken(*x, uint32_t(level.distinct))) overflow_ |= __builtin_add_overflow(found, place(i, *x), &found);
+    for (; x < range.last; ++x) {
+      if (!taken(*x, uint32_t(level.distinct))) found += place(i, *x);
+      resuming_ = false;
     }
     return found;
   }
@@ -203,11 +219,10 @@ class Searcher {
     if (output_ == Output::kTally) {
       tally(i, 1);
     } else if (output_ == Output::kList) {
-      if (at_ >= 0 && at_ < a_.take) {
-        int64_t* to = a_.list + at_ * size_;
-        for (int l = 0; l < size_; ++l) to[levels_[l].node] = g_.order[v_[l]];
-      }
-      ++at_;
+      if (resuming_) return;  // `after` itself
+      int64_t* to = a_.list + at_ * size_;
+      for (int l = 0; l < size_; ++l) to[levels_[l].node] = g_.order[v_[l]];
+      full_ = ++at_ >= a_.take;
     }
   }
 
@@ -225,10 +240,10 @@ class Searcher {
     }
   }
 
-  // Asks now and then. The search then unwinds without counting on, as it does once the list is full.
+  // Asks now and then. The search then unwinds without counting on, as it does once there are as many as wanted.
   IL_INLINE bool stopped() {
     if (++steps_ % 1024 == 0 && a_.poll.ask != nullptr) stop_ = a_.poll.ask(a_.poll.state);
-    return stop_ || (output_ == Output::kList && at_ >= a_.take);
+    return stop_ || full_;
   }
 
   Match& a_;
@@ -241,9 +256,9 @@ class Searcher {
   int64_t widest_;
   Scratch<int32_t> stored_, spare_;
   Output output_;
-  int64_t at_ = 0;
+  int64_t at_ = 0, left_ = 0;
   uint64_t steps_ = 0;
-  bool stop_ = false, overflow_ = false;
+  bool stop_ = false, overflow_ = false, full_ = false, resuming_ = false;
   int32_t v_[kMaxPattern];
   Sorted set_[kMaxPattern * (kMaxPattern - 1) / 2];
   int64_t count_[kMaxPattern * (kMaxPattern - 1) / 2];

@@ -18,9 +18,12 @@ struct Match {
   int64_t* by_root;  // [num_roots] matches found from each, or null
   int64_t* node;     // [n, node orbits] by rank, or null
   int64_t* edge;     // [m, edge orbits] by eid, or null
-  // Lists matches `skip` to `skip + take` of all; offsets [num_roots + 1] are running sums of by_root.
+  int64_t most;      // where the count of a root stops; INT64_MAX: nowhere
+  // Lists matches `skip` to `skip + take` of all; offsets [num_roots + 1] are running sums of by_root, right as far as
+  // `skip + take`.
   int64_t* list;  // [take, nodes of the pattern], node ids, or null
   const int64_t* offsets;
+  const int32_t* after;  // [nodes of the pattern] match `skip - 1`, ranks by level; null if `skip` is a root's first
   int64_t skip, take;
   int threads;
   Poll poll;

@@ -15,6 +15,9 @@ __all__ = ["Graph"]
 
 _INT_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _HEADER = 2  # `index` starts with n and m
+# Nodes that are believed without num_nodes: so many at any rate, then so many for each edge. A node takes 20 bytes:
+# one mistyped id, or hashes for ids, would take gigabytes.
+_BELIEVED, _PER_EDGE = 1 << 24, 1 << 10
 
 
 class Graph:
@@ -25,7 +28,8 @@ class Graph:
 
     Args:
         edge_index: integer (2, E); each undirected edge in one direction or in both, in any order.
-        num_nodes: number of nodes n. Default: largest id + 1, or the end of `ptr`.
+        num_nodes: number of nodes n. Default: largest id + 1, or the end of `ptr`. It has to be given where ids are so
+            large that there would be more than 2**24 nodes and more than 1024 for each edge.
         ptr: int64 (B + 1,), for a batch of B graphs: graph b has the nodes ptr[b] to ptr[b + 1]. Default: one graph.
         check: raise where an edge is a loop or comes twice, instead of dropping it. Reverse pairs are allowed.
 
@@ -35,7 +39,8 @@ class Graph:
             neighbours by rank, ascending; from split[r] on they rank above r. eid is a row of :attr:`edges`.
 
     Raises:
-        TypeError: ids that are not integers. ValueError: a shape that does not fit, 2**31 edges or nodes, or `check`.
+        TypeError: ids that are not integers. ValueError: a shape that does not fit, 2**31 edges or nodes, ids that need
+            `num_nodes`, or `check`.
         IndexError: an id out of range, or an edge between two graphs of the batch.
 
     Example:
@@ -170,10 +175,8 @@ class Graph:
 
     @classmethod
     def from_networkx(cls, graph: Any) -> Graph:
-        """From a `networkx.Graph`, directed or multiple ones included; nodes are numbered in its own order."""
-        number = {node: i for i, node in enumerate(graph.nodes)}
-        pairs = [(number[u], number[v]) for u, v in graph.edges()]
-        return cls(torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).t(), len(number))
+        """From a `networkx.Graph` of any kind; nodes are numbered in its own order, directions are dropped."""
+        return cls(*networkx_edges(graph))
 
     @classmethod
     def from_igraph(cls, graph: Any) -> Graph:
@@ -211,6 +214,13 @@ class Graph:
         return f"Graph(num_nodes={self.num_nodes}, num_edges={self.num_edges}, num_graphs={self.num_graphs})"
 
 
+def networkx_edges(graph: Any) -> tuple[Tensor, int]:
+    """The edges (2, E) of a networkx graph of any kind, directions kept, and its number of nodes, in its own order."""
+    number = {node: i for i, node in enumerate(graph.nodes)}
+    pairs = [(number[u], number[v]) for u, v in graph.edges()]
+    return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).t(), len(number)
+
+
 def _pairs(edge_index: Tensor) -> tuple[Tensor, Tensor]:
     if not isinstance(edge_index, Tensor):
         raise TypeError(f"Graph: edge_index is {type(edge_index).__name__}, expected an integer tensor (2, E)")
@@ -241,6 +251,11 @@ def _nodes(source: Tensor, destination: Tensor, num_nodes: int | None, ptr: Tens
             num_nodes = max(num_nodes, 0)  # all ids negative: reported as out of range
             if num_nodes >= 2**31:
                 raise ValueError(f"Graph: edge_index has the node {num_nodes - 1}, expected nodes below 2**31 - 1")
+            if num_nodes > max(_BELIEVED, _PER_EDGE * source.numel()):
+                raise ValueError(
+                    f"Graph: num_nodes is None and edge_index has the node {num_nodes - 1} in {source.numel()} edges, "
+                    f"expected ids without large gaps, or num_nodes={num_nodes} if so many nodes are meant"
+                )
         return torch.tensor([0, num_nodes]), num_nodes
     if not isinstance(ptr, Tensor) or ptr.dtype not in _INT_DTYPES:
         kind = ptr.dtype if isinstance(ptr, Tensor) else type(ptr).__name__

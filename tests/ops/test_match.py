@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""match, match_batches and k_cliques against the definition, networkx, the orbit counts and published numbers."""
+"""match and k_cliques against the definition, networkx, the orbit counts and published numbers."""
 
 import re
 import subprocess
@@ -196,29 +196,6 @@ def test_k_cliques_of_a_batch():
     assert int(match(batch, "K4")) == sum(int(match(g, "K4")) for g in graphs)
 
 
-def test_a_limit_cuts_the_list():
-    graph = Graph(random_edges(12, 0.6), 12)
-    for symmetry in ("break", "all"):
-        every = match(graph, "paw", symmetry=symmetry, output="list")
-        assert len(every) > 20
-        for limit in (0, 1, 7, len(every) - 1, len(every), len(every) + 5):
-            some = match(graph, "paw", symmetry=symmetry, output="list", limit=limit)
-            assert some.shape == (min(limit, len(every)), 4)
-            assert len(set(rows(some))) == len(some)
-            assert set(rows(some)) <= set(rows(every))
-
-
-@pytest.mark.parametrize("size", [1, 5, 1000])
-def test_batches_are_the_list(size):
-    graph = Graph(random_edges(12, 0.6), 12)
-    for options in ({}, {"symmetry": "all"}, {"symmetry": "all", "limit": 17}, {"induced": True}):
-        parts = list(match_batches(graph, "paw", size=size, **options))
-        assert all(len(part) <= size for part in parts)
-        every = match(graph, "paw", output="list", **options)
-        assert torch.equal(torch.cat([every[:0], *parts]), every)
-    assert list(match_batches(Graph(torch.empty(2, 0, dtype=torch.int64), 3), "edge")) == []
-
-
 def test_ranges_of_roots_add_up():
     graph = Graph(random_edges(15, 0.5), 15)
     for output in ("count", "graph_counts", "node_counts", "edge_counts", "orbit_counts"):
@@ -340,6 +317,11 @@ BAD = [
     ("edge", {"node_labels": torch.zeros(6).long()}, ValueError, "match: "),
     ("edge", {"pattern_edge_labels": [0]}, ValueError, "match: "),
     ("edge", {"node_labels": torch.zeros(6), "pattern_node_labels": [0, 0]}, TypeError, "match: node_labels"),
+    ("edge", {"node_labels": torch.arange(-1, 5).to(torch.int8), "pattern_node_labels": [-1, 0]}, ValueError,
+     "match: node_labels holds -1, expected labels in [0, 2**31), as -1 in a pattern is any: node_labels - node"),
+    ("edge", {"edge_labels": torch.tensor([0, 1, 2**31]), "pattern_edge_labels": [0]}, ValueError,
+     "match: edge_labels holds 2147483648, expected labels in [0, 2**31)"),
+    ("edge", {"limit": 3}, ValueError, "match: limit is 3 beside counts, expected None"),
 ]  # fmt: skip
 
 
@@ -356,6 +338,12 @@ def test_error_texts(given, options, error, text):
         (lambda graph: k_cliques(graph, 1), "k_cliques: k is 1, expected"),
         (lambda graph: k_cliques(graph, 9), "k_cliques: k is 9, expected"),
         (lambda graph: k_cliques(graph, 3, "nodes"), "k_cliques: per is 'nodes', expected"),
+        (lambda graph: match_batches(graph, "edge", size=0), "match_batches: size is 0, expected"),
+        (lambda graph: match_batches(graph, "edge", limit=-1), "match_batches: limit is -1, expected"),
+        (
+            lambda graph: match_batches(graph, "edge", node_labels=torch.arange(-1, 5), pattern_node_labels=[0, 0]),
+            "match_batches: node_labels holds -1, expected",
+        ),
     ],
 )
 def test_error_texts_of_the_others(call, text):

@@ -426,6 +426,8 @@ def test_edge_lists():
         both.numpy(),
         np.array([[0, 1], [1, 2], [1, 0]]),
         nx.path_graph(3),
+        "01 12",
+        "01 12 21",
         wanted,
     ):
         assert as_pattern(given, "match") == wanted

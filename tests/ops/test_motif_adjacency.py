@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import networkx as nx
 import pytest
 import torch
+from cases import filter_torch_warnings
 from innerloop import Graph, triangles
 from innerloop.data.tu import load_mutag, read_edge_list
 from innerloop.ops import _motif_adjacency
@@ -106,6 +107,24 @@ def test_directed_triads_as_all_triples(motif):
             assert_adjacency(motif_adjacency(data, motif, weight, reduce), expected)
 
 
+@pytest.mark.parametrize("kind", [nx.DiGraph, nx.MultiDiGraph])
+def test_directed_triads_of_networkx(kind):
+    """Directions are kept; nodes and weights are in the order of the graph, whatever the names."""
+    edges = random_edges(8, 0.4, directed=True)
+    other = kind()
+    other.add_nodes_from("hgfedcba")
+    other.add_edges_from(("hgfedcba"[u], "hgfedcba"[v]) for u, v in edges.t().tolist())
+    edges = torch.tensor([["hgfedcba".index(name) for name in edge] for edge in other.edges()]).t()
+    weight = torch.rand(edges.shape[1], dtype=torch.float64)
+    for motif in DIRECTED:
+        for options in ({}, {"edge_weight": weight, "reduce": "sum"}):
+            expected = motif_adjacency(SimpleNamespace(edge_index=edges, num_nodes=8), motif, **options)
+            assert_adjacency(motif_adjacency(other, motif, **options), expected.to_dense())
+    one_way = kind([(0, 1), (1, 2), (2, 0)])
+    assert motif_adjacency(one_way, "M1")._nnz() == 6
+    assert motif_adjacency(one_way.to_undirected().to_directed(), "M1")._nnz() == 0
+
+
 def test_directed_triads_as_matrix_products():
     """The formulas of Benson et al., table S7 for triangles; M8 to M13 by pairs around a centre."""
     n = 60
@@ -198,6 +217,28 @@ def test_a_second_derivative_raises():
     assert_close(first, 6 * weight.prod() / weight)
     with pytest.raises(NotImplementedError, match="motif_adjacency: second derivatives are not implemented"):
         first.sum().backward()
+
+
+@filter_torch_warnings
+def test_compile():
+    """As it is, outside the graph, with its gradient."""
+    graph = Graph(random_edges(8, 0.6), 8)
+    weight = torch.rand(graph.num_edges, dtype=torch.float64)
+
+    def function(weight):
+        matrix = motif_adjacency(graph, "G2", weight).to_dense()
+        return 2 * matrix, motif_adjacency(torch.triu_indices(5, 5, 1), "M5").to_dense() + 1, triangle_list(graph) + 1
+
+    torch._dynamo.reset()
+    compiled = torch.compile(function, backend="aot_eager")
+    for actual, expected in zip(compiled(weight), function(weight), strict=True):
+        assert torch.equal(actual, expected)
+    actual, expected = (
+        torch.autograd.grad(f(w)[0].square().sum(), w)[0]
+        for f, w in ((compiled, weight.clone().requires_grad_()), (function, weight.clone().requires_grad_()))
+    )
+    assert actual.count_nonzero()
+    assert torch.equal(actual, expected)
 
 
 def test_no_instance_still_has_a_gradient():
@@ -294,6 +335,12 @@ PATH = torch.tensor([[0, 1], [1, 2]])
         ((PATH, "G2", torch.ones(2).long()), {}, TypeError, "edge_weight is torch.int64, expected a floating"),
         ((PATH, "G2", [1.0, 2.0]), {}, TypeError, "edge_weight is list, expected a floating"),
         ((Graph(PATH), "M1"), {}, TypeError, r"graph is Graph, expected an edge_index tensor \(2, E\)"),
+        (
+            (nx.Graph([(0, 1)]), "M1"),
+            {},
+            TypeError,
+            "graph is Graph, expected .* or a networkx.DiGraph, for a directed",
+        ),
         ((PATH[:, [0, 0]], "M1", torch.ones(2)), {}, ValueError, "graph has an edge twice, expected each once"),
         ((PATH, "G2", torch.ones(2, device="meta")), {}, ValueError, "edge_weight is on meta, expected cpu"),
         ((3, "G1"), {}, TypeError, "graph is int"),

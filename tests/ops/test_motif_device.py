@@ -12,8 +12,10 @@ import torch
 from gpu_ops import compile_with_nvrtc
 from innerloop import Graph, cuda, edge_orbits, graphlets, node_orbits, triangles
 from innerloop.ops import _motif_gpu as gpu
+from innerloop.ops._match_ops import Search, match_count
 from innerloop.ops._match_plan import HEADER, LEVEL, SET, Level, compile_plan
 from innerloop.ops._patterns import as_pattern
+from innerloop.ops.match import _request
 from innerloop.reference.match import match as reference_match
 from torch import Tensor
 
@@ -183,6 +185,19 @@ def test_match_labels(kernels):
                 assert matches(kernels, graph, plan, **labels) == expected, (name, nodes, edges, induced)
                 found += expected
     assert found > 0
+
+
+def test_match_count_takes_the_kernels(kernels):
+    """With labels, seeds and roots, as the op does it on a GPU."""
+    graph = random_graph(14, 0.5)
+    labels = {"node_labels": torch.arange(14) % 3, "pattern_node_labels": [0, -1, 1]}
+    labels |= {"edge_labels": torch.arange(graph.num_edges) % 2, "pattern_edge_labels": [-1, 1]}
+    for options in ({"symmetry": "all"}, {"seeds": torch.tensor([3, 11])}, {"roots": (2, 9)}, labels):
+        request = _request("match", graph, "wedge", **options)
+        search = Search(*request)
+        counts = search.by_node(search.count_on(kernels))
+        assert counts.count_nonzero()
+        assert torch.equal(counts, match_count(*request))
 
 
 def test_match_counts_at_the_root(kernels):

@@ -8,7 +8,7 @@ import networkx as nx
 import numpy as np
 import pytest
 import torch
-from innerloop import Graph
+from innerloop import Graph, simple_graph
 from torch import Tensor
 
 EMPTY = torch.zeros(2, 0, dtype=torch.int64)
@@ -286,6 +286,7 @@ ERRORS = {
     "out-of-range": ((GOOD, 4), {}, RANGE, ["edge_index", "4"]),
     "far-out-of-range": ((GOOD + 2**40, 4), {}, RANGE, ["edge_index", str(2**40)]),
     "beyond-int32": ((GOOD + 2**40,), {}, RANGE, ["2**31"]),
+    "absurd": ((torch.tensor([[0], [2**31 - 3]]),), {}, ValueError, ["num_nodes", str(2**31 - 3), "1 edges"]),
     "of-an-empty-graph": ((GOOD, 0), {}, RANGE, ["edge_index"]),
     "float": ((GOOD.double(), 5), {}, TypeError, ["edge_index", "float64"]),
     "bool": ((GOOD.bool(), 5), {}, TypeError, ["edge_index", "bool"]),
@@ -316,6 +317,19 @@ def test_error_texts(what):
     text = str(caught.value)
     assert text.startswith("Graph: ")
     assert [word for word in words if word not in text] == [], text
+
+
+def test_large_ids_need_the_number_of_nodes(monkeypatch):
+    """More than a few nodes, and more than some for each edge."""
+    monkeypatch.setattr(simple_graph, "_BELIEVED", 100)
+    monkeypatch.setattr(simple_graph, "_PER_EDGE", 60)
+    for edges, n in (([[0], [99]], 100), ([[0, 1], [99, 119]], 120)):
+        assert Graph(torch.tensor(edges)).num_nodes == n
+    for edges, n in (([[0], [100]], 101), ([[0, 1], [99, 120]], 121)):
+        with pytest.raises(ValueError, match=rf"Graph: num_nodes is None .* node {n - 1} in .* or num_nodes={n} if"):
+            Graph(torch.tensor(edges))
+        assert Graph(torch.tensor(edges), n).num_nodes == n
+        assert Graph(torch.tensor(edges), ptr=torch.tensor([0, n])).num_nodes == n
 
 
 def test_errors_of_adapters():

@@ -8,7 +8,6 @@ come by block after block ("ring").
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -20,25 +19,13 @@ from torch.nn import functional as F
 from ._infonce_checks import check_choice, check_matrices, check_scalar
 from ._infonce_common import EPS, LSE, accumulator, inverse_norms, one_dtype
 from ._infonce_ops import backward_op, forward_op
-from ._registry import last_derivative, wants_grad
+from ._registry import last_derivative, not_traced, wants_grad
 from .infonce import Reduction, _cross_entropy, _scalar, _wants_scalar, _without_kernel
 
 __all__ = ["gather_keys", "infonce_distributed"]
 
 
-def _not_traced(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Runs as it is under torch.compile; `torch.compiler.disable` alone would import Dynamo with this module."""
-
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Tensor:
-        if torch.compiler.is_compiling():
-            return torch.compiler.disable(function)(*args, **kwargs)
-        return function(*args, **kwargs)
-
-    return call
-
-
-@_not_traced
+@not_traced
 def infonce_distributed(
     q: Tensor,
     k: Tensor,
@@ -137,7 +124,7 @@ def infonce_distributed(
     return total + (share - share.detach())
 
 
-@_not_traced
+@not_traced
 def gather_keys(
     op: str, q: Tensor, k: Tensor, group: dist.ProcessGroup | None = None, *, own_first: bool = True
 ) -> Tensor:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from ..reference.node_orbits import GRAPHLETS
-from ..simple_graph import Graph
+from ..simple_graph import Graph, networkx_edges
 from ._checks import batched
-from ._registry import last_derivative
+from ._registry import last_derivative, not_traced
 from .node_orbits import edge_orbits
 
 __all__ = ["motif_adjacency", "triangle_list"]
@@ -46,6 +46,7 @@ _DIRECTED = {
 }
 
 
+@not_traced
 def motif_adjacency(
     graph: Any,
     motif: str,
@@ -59,7 +60,8 @@ def motif_adjacency(
 
     Args:
         graph: for a graphlet a :class:`Graph`, or anything that `Graph.of` takes. For a directed motif an `edge_index`
-            tensor (2, E), or an object with `edge_index` and `num_nodes`; loops and duplicates do not count.
+            tensor (2, E), an object with `edge_index` and `num_nodes`, or a `networkx.DiGraph`, whose nodes and edges
+            are numbered in its own order; loops and duplicates do not count.
         motif: "G1" to "G29" of Pržulj, or "M1" to "M13", the directed triads of Benson et al.
         edge_weight: floating (m,) in the order of `graph.edges`; for a directed motif (E,), none of whose edges comes
             twice. For motifs of three nodes. An instance then adds, instead of 1, the `reduce` of its edges' weights.
@@ -75,7 +77,7 @@ def motif_adjacency(
 
     Time and memory: graphlets without weights are counted, not listed, but for "G1" with "all" pairs. Triangles are
     listed in O(m^1.5), wedges in O(Σ d²). Memory is that of the graph, the result and about 100 MB, and with
-    gradients a few numbers per instance.
+    gradients a few numbers per instance. Under `torch.compile` it runs as it is, outside the graph.
 
     Raises:
         TypeError: `graph` is none of these, weights that are not floating. ValueError: another motif or option, weights
@@ -101,6 +103,7 @@ def motif_adjacency(
     return _sum_up(rows, _instances(rows, motif, induced, directions), value, pairs)
 
 
+@not_traced
 def triangle_list(graph: Any) -> Tensor:
     """Every triangle once.
 
@@ -353,7 +356,10 @@ def _with_directions(graph: Any) -> tuple[Graph, Tensor]:
         return Graph(graph), graph.long()
     if isinstance(getattr(graph, "edge_index", None), Tensor) and hasattr(graph, "num_nodes"):
         return Graph.from_pyg(graph), graph.edge_index.cpu().long()
+    if hasattr(graph, "adj") and hasattr(graph, "is_directed") and graph.is_directed():
+        edge_index, n = networkx_edges(graph)
+        return Graph(edge_index, n), edge_index
     raise TypeError(
-        f"motif_adjacency: graph is {type(graph).__name__}, expected an edge_index tensor (2, E), or an object with "
-        "edge_index and num_nodes, for a directed motif"
+        f"motif_adjacency: graph is {type(graph).__name__}, expected an edge_index tensor (2, E), an object with "
+        "edge_index and num_nodes, or a networkx.DiGraph, for a directed motif"
     )

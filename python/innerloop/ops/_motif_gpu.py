@@ -11,7 +11,7 @@ import functools
 import os
 import struct
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from ..system import cuda_module, gpu_kernels
 from ._registry import Op
 
-__all__ = ["ARGUMENTS", "KERNELS", "MotifKernels", "count", "count_matches", "on_cpu"]
+__all__ = ["ARGUMENTS", "KERNELS", "MotifKernels", "count", "match_kernels", "moved_to_cpu", "on_cpu"]
 
 _GRAPH = ("rowptr", "split", "col", "eid", "order", "row", "n", "m")
 # Members of the structs that the kernels take, in order, by .cuh file.
@@ -54,30 +54,20 @@ def count(op: Op, method: str, index: Tensor, adjacency: Tensor, *args: object) 
     return on_cpu(op, index, adjacency, *args)
 
 
-def count_matches(
-    op: Op,
-    index: Tensor,
-    adjacency: Tensor,
-    code: Tensor,
-    node_labels: Tensor | None,
-    edge_labels: Tensor | None,
-    roots: Tensor | None,
-) -> Tensor:
-    """The CUDA implementation of match_count: int64, by root; labels of nodes and roots are by rank."""
-    if gpu_kernels() != "cuda":
-        return on_cpu(op, index, adjacency, code, node_labels, edge_labels, roots)
-    graph = _Packed.of(index, adjacency)
-    labels = None if node_labels is None else graph.by_node(node_labels)
-    found = MotifKernels().match_roots(index, adjacency, code.tolist(), labels, edge_labels)[graph.order.long()]
-    return found if roots is None else found[roots.long()]
+def match_kernels() -> MotifKernels | None:
+    """Where they are asked for."""
+    return MotifKernels() if gpu_kernels() == "cuda" else None
 
 
-def on_cpu(op: Op, *args: object) -> Tensor | tuple[Tensor, ...]:
-    """`op` by its CPU kernel, with results where the first argument is."""
+def on_cpu(op: Op, *args: object) -> Tensor:
+    """`op` by its CPU kernel, with the result where the first argument is."""
+    return op(*moved_to_cpu(op, args)).to(args[0].device)
+
+
+def moved_to_cpu(op: Op, args: Iterable[object]) -> list[object]:
+    """The arguments of `op`, which says that it runs there."""
     _warn_on_cpu(op.name)
-    result = op(*(x.cpu() if isinstance(x, Tensor) else x for x in args))
-    device = args[0].device
-    return result.to(device) if isinstance(result, Tensor) else tuple(x.to(device) for x in result)
+    return [x.cpu() if isinstance(x, Tensor) else x for x in args]
 
 
 @functools.cache
@@ -85,7 +75,7 @@ def _warn_on_cpu(op: str) -> None:
     """Says so once per op."""
     warnings.warn(
         f"innerloop.{op}: no kernel is taken for this graph on a GPU, counting on the CPU; see `innerloop doctor`",
-        stacklevel=4,
+        stacklevel=5,
     )
 
 

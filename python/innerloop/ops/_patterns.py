@@ -118,9 +118,9 @@ def as_pattern(
 
     Args:
         x: a Pattern; a name ("triangle", "4-cycle", "path4", "star4" of four nodes, "K5", "K2,3", "G17"; case, space,
-            "-" and "_" are of no account); a graph6 string; a list of pairs; an integer array or tensor (2, E), else
-            (E, 2); an undirected networkx graph, whose nodes are numbered as it iterates them. Repeated edges count
-            once.
+            "-" and "_" are of no account); edges in digits ("01 12 20"); a graph6 string; a list of pairs; an integer
+            array or tensor (2, E), else (E, 2); an undirected networkx graph, whose nodes are numbered as it iterates
+            them. Repeated edges count once.
         op: whose argument it is, for messages.
         node_labels: one per node. edge_labels: one per edge as listed. At least 0, or -1 for "any".
 
@@ -212,6 +212,8 @@ def _digits(text: str) -> tuple[int, Edges]:
 
 
 def _from_text(text: str, op: str) -> tuple[int, Edges]:
+    if re.fullmatch(r"\d\d( \d\d)*", text):
+        return _digits(text)
     name = re.sub(r"[\s_-]", "", text.lower())
     if name in _BARE:
         return _digits(NAMED[_BARE[name]])
@@ -231,7 +233,9 @@ def _from_text(text: str, op: str) -> tuple[int, Edges]:
             return n, build(n)
     decoded = _graph6(text.removeprefix(">>graph6<<").strip())
     if decoded is None:
-        raise ValueError(f"{op}: pattern {text!r} is unknown, expected one of {_KNOWN}, or a graph6 string")
+        raise ValueError(
+            f"{op}: pattern {text!r} is unknown, expected one of {_KNOWN}, edges such as '01 12', or graph6"
+        )
     return decoded
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
 
-__all__ = ["REGISTERED", "apply", "define", "last_derivative", "wants_grad", "warn_no_kernel"]
+__all__ = ["REGISTERED", "apply", "define", "last_derivative", "not_traced", "wants_grad", "warn_no_kernel"]
 
 _LIBRARY = torch.library.Library("innerloop", "DEF")
 
@@ -99,6 +99,18 @@ def apply(function: type[torch.autograd.Function], *args: object) -> object:
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return function.apply(*args)
     return super(torch.autograd.Function, function).apply(*unwrap_dead_wrappers(args))
+
+
+def not_traced(function: Callable) -> Callable:
+    """Runs as it is under torch.compile; `torch.compiler.disable` alone would import Dynamo with this module."""
+
+    @functools.wraps(function)
+    def call(*args: object, **kwargs: object) -> object:
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(function)(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return call
 
 
 @functools.cache
