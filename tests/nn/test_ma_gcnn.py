@@ -214,6 +214,65 @@ def test_padding_without_part_does_not_vote():
     assert (model(x) - model(few)).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_scores_of_graph_features_are_added_to_the_mean_vote(training):
+    plain, (x,), y = make(MAGCNN)
+    torch.manual_seed(0)
+    model = MAGCNN(S, C, graph_features=7, graph_hidden=5, graph_dropout=0.0).train(training)
+    missing, unexpected = model.load_state_dict(plain.state_dict(), strict=False)
+    assert {name.split(".")[0] for name in missing} == {"graph_head"}
+    assert not unexpected
+    model.graph_head.norm.running_mean.uniform_(-1, 1)
+    model.graph_head.norm.running_var.uniform_(0.5, 2)
+    p = arrays(model)
+    g = torch.randn(B, 7)
+    batch = [g.double().mean(0), g.double().var(0, correction=0)]
+    kept = [model.graph_head.norm.running_mean.double(), model.graph_head.norm.running_var.double()]
+    center, variance = (t.numpy() for t in (batch if training else kept))
+    z = (g.double().numpy() - center) / np.sqrt(variance + 1e-3)
+    hidden = relu(z @ p["graph_head.fc1.weight"].T + p["graph_head.fc1.bias"])
+    scores = hidden @ p["graph_head.fc2.weight"].T + p["graph_head.fc2.bias"]
+    scores += ma_gcnn(p, x.double().numpy(), None)[1] / N
+    assert_within(model(x, graph_features=g), scores)
+    assert_within(model.loss(x, y, graph_features=g), cross_entropy(scores, y.numpy()))
+    few, valid = x[..., : K * 11], (torch.arange(N) < 11).expand(B, N)
+    if not training:  # the running statistics change
+        assert_close(model(x, valid=valid, graph_features=g), model(few, graph_features=g))
+
+
+def test_a_batch_of_one_graph_is_normalised_as_in_evaluation():
+    _, (x,), _ = make(MAGCNN)
+    model, g = MAGCNN(S, C, graph_features=7, graph_dropout=0.0), torch.randn(B, 7)
+    model(x, graph_features=g)
+    before = model.graph_head.norm.running_mean.clone()
+    alone = model(x[:1], graph_features=g[:1])
+    assert torch.equal(model.graph_head.norm.running_mean, before)
+    assert before.any()
+    assert_close(alone, model.eval()(x, graph_features=g)[:1])
+
+
+def test_dropout_of_graph_features():
+    _, (x,), _ = make(MAGCNN)
+    model, g = MAGCNN(S, C, graph_features=7), torch.randn(B, 7)
+    assert not torch.equal(model(x, graph_features=g), model(x, graph_features=g))
+    model.eval()
+    assert torch.equal(model(x, graph_features=g), model(x, graph_features=g))
+
+
+@pytest.mark.parametrize(
+    ("width", "given", "text"),
+    [
+        (0, 7, "graph_features is a tensor in a model with graph_features=0"),
+        (7, None, "graph_features is none in a model with graph_features=7"),
+        (7, 6, r"graph_features has shape \(3, 6\), expected \(3, 7\)"),
+    ],
+)
+def test_wrong_graph_features(width, given, text):
+    model = MAGCNN(S, C, graph_features=width)
+    with pytest.raises(ValueError, match=f"MAGCNN: {text}"):
+        model(GRID, graph_features=None if given is None else torch.zeros(B, given))
+
+
 def test_only_what_is_trained_is_regularised():
     model = MAGCNN(S, C)
     assert_close(model.l2(), 0.005 * sum(p.square().sum() for p in model.parameters()))
@@ -265,6 +324,9 @@ ARGUMENTS = [
     (MAGCNN, {"heads": 1.5}, "heads is 1.5, expected an int of at least 1"),
     (MAGCNN, {"node_features": -1}, "node_features is -1, expected an int of at least 0"),
     (MAGCNN, {"dropout": 1}, r"dropout is 1, expected a share in \[0, 1\)"),
+    (MAGCNN, {"graph_features": 1.0}, "graph_features is 1.0, expected an int of at least 0"),
+    (MAGCNN, {"graph_hidden": 0}, "graph_hidden is 0, expected an int of at least 1"),
+    (MAGCNN, {"graph_dropout": -0.1}, r"graph_dropout is -0.1, expected a share in \[0, 1\)"),
     (MGCNN, {"num_nodes": True}, "num_nodes is True, expected an int of at least 1"),
 ]
 

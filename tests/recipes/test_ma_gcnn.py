@@ -19,6 +19,7 @@ from innerloop.cli import main
 from innerloop.data.tu import GraphDataset, load_mutag, read_tu
 from innerloop.recipes._task import Interrupted
 from innerloop.recipes.ma_gcnn import (
+    PROTOCOLS,
     PUBLISHED,
     VARIANTS,
     Problem,
@@ -34,7 +35,7 @@ from innerloop.recipes.ma_gcnn import (
 )
 from innerloop.recipes.ma_gcnn.blocks import number_blocks
 from innerloop.recipes.ma_gcnn.splits import check_folds, score_best_test_epoch, score_gin, score_honest
-from innerloop.recipes.ma_gcnn.tasks import histogram
+from innerloop.recipes.ma_gcnn.tasks import histogram, orbit_statistics
 from innerloop.recipes.ma_gcnn.training import Run, accuracy, train
 from tolerances import assert_close
 
@@ -87,6 +88,8 @@ def test_settings_of_the_paper():
     assert (config.optimizer, config.momentum, config.lrs, config.batch_size) == ("sgd", 0.9, (1e-3,), 18)
     assert (config.epochs, config.replacement, config.penalty, config.slots) == (1000, True, 0.01, 15)
     assert make_config("m-gcnn").penalty == 0
+    ours = {protocol: make_config("ma-gcnn+orbits", protocol) for protocol in PROTOCOLS}
+    assert {(config.optimizer, config.lrs) for config in ours.values()} == {("adam", (3e-3,))}
     honest = make_config()
     assert (honest.protocol, honest.num_folds, honest.holdout, honest.seeds) == ("honest", 10, 0.1, (0, 1, 2))
     assert honest.lrs == (1e-3, 1e-2)
@@ -245,25 +248,72 @@ def as_grids(monkeypatch):
 
 
 def test_grid_of_mutag(as_grids):
-    x, orbits = make_problem(load_mutag(), make_config("ma-gcnn+orbits")).inputs
+    x, statistics = make_problem(load_mutag(), make_config("ma-gcnn+orbits")).inputs
     assert x.shape == (188, 1, 45, 54)
     assert float((x != 0).float().mean()) == pytest.approx(0.2357, abs=5e-5)
-    assert orbits.shape == (188, 18, 15)
-    # The first central node of every molecule has neighbours; orbit 0 is its degree.
-    assert (orbits[:, 0, 0].expm1().round() >= 2).all()
-    small = load_mutag().sizes < 18
-    assert (orbits[small][:, -1] == 0).all()
+    assert statistics.shape == (188, 3 * 15 + 2 + (2 + 15) * 7)
+    assert make_problem(load_mutag(), make_config("ma-gcnn+orbits", orbit_size=3)).inputs[1].shape == (188, 56)
 
 
-def test_orbits_are_those_of_the_central_nodes(dataset, as_grids):
-    x, orbits = make_problem(dataset, make_config("ma-gcnn+orbits", grid_nodes=8)).inputs
-    assert x.shape == (40, 1, 45, 24)
-    star, cycle = orbits[-1], orbits[0]
-    n = int(dataset.sizes[-1])
-    assert star[0, 0].expm1().round() == n - 1  # the hub comes first
-    assert star[1:n, 0].expm1().round().tolist() == [1] * (n - 1)
-    assert cycle[: dataset.sizes[0], 0].expm1().round().tolist() == [2] * int(dataset.sizes[0])
-    assert (star[n:] == 0).all()
+@pytest.mark.parametrize("tagged", [True, False])
+def test_statistics_of_orbits(dataset, tagged):
+    data = dataset if tagged else replace(dataset, node_tags=None, tags=())
+    counts = torch.randint(5, (data.num_nodes, 4), generator=torch.Generator().manual_seed(0))
+    rows = []
+    for graph, n in enumerate(data.sizes.tolist()):
+        inside = data.batch == graph
+        c = counts[inside].double().log1p()
+        edges = int(inside[data.edge_index[0]].sum()) // 2
+        row = [c.mean(0), c.std(0, correction=0), c.amax(0), torch.tensor([n, edges]).double().log1p()]
+        if tagged:
+            of_label = [data.node_tags[inside] == tag for tag in range(len(data.tags))]
+            having = torch.stack([own.sum() for own in of_label]).double()
+            row += [having / n, having.log1p(), *(c[own].mean(0).nan_to_num() for own in of_label)]
+        rows.append(torch.cat(row))
+    assert_close(orbit_statistics(data, counts), torch.stack(rows).float())
+    assert not tagged or (having == 0).any()
+
+
+def test_statistics_of_empty_graphs():
+    nothing = GraphDataset(
+        "X", torch.empty(2, 0, dtype=torch.int64), torch.tensor([0, 0, 1]), torch.tensor([0, 1]), (0, 1)
+    )
+    statistics = orbit_statistics(nothing, torch.zeros(1, 15, dtype=torch.int64))
+    assert statistics.nonzero().tolist() == [[1, 45]]  # one node
+
+
+def test_only_training_graphs_are_normalised_by(dataset):
+    """A feature that is not a number in a test or hold-out graph reaches no parameter and no running statistic."""
+    config = make_config("ma-gcnn+orbits", **SMALL | {"epochs": 1})
+    problem = make_problem(dataset, config)
+    test = stratified_folds(problem.labels, 3)[0]
+    run = Run(0, 0.1, 0)
+    trained = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "_one_epoch", lambda p, network, o, items, *rest: trained.append(items) or 0.0)
+        train(problem, test, config, run)
+    statistics = torch.full_like(problem.inputs[1], torch.nan)
+    statistics[trained[0]] = problem.inputs[1][trained[0]]
+    outcome = train(replace(problem, inputs=(problem.inputs[0], statistics)), test, config, run)
+    assert all(value.isfinite().all() for value in outcome.model.values())
+    assert outcome.model["graph_head.norm.running_mean"].any()
+
+
+def test_every_epoch_trains_with_dropout_and_statistics(dataset):
+    config = make_config("ma-gcnn+orbits", "gin", **SMALL | {"lrs": [0.1]})
+    problem = make_problem(dataset, config)
+    outcome = train(problem, stratified_folds(problem.labels, 3)[0], config, Run(0, 0.1, 0))
+    assert outcome.model["graph_head.norm.num_batches_tracked"] == 3 * 4  # epochs, steps
+
+
+def test_accuracy_is_without_dropout(dataset):
+    config = make_config("ma-gcnn+orbits", **SMALL)
+    problem = make_problem(dataset, config)
+    network = problem.network(config)
+    items = torch.arange(40)
+    assert accuracy(problem, network, items) == accuracy(problem, network, items)
+    alone = sum(accuracy(problem, network, item)[1] for item in items.split(1)) / 40
+    assert alone == pytest.approx(accuracy(problem, network, items)[1], rel=1e-5)
 
 
 @pytest.mark.parametrize("content", ["value", "onehot"])
@@ -298,7 +348,7 @@ def test_numbered_blocks_make_no_difference(dataset, variant, monkeypatch):
     plain = make_problem(dataset, config)
     assert (numbered.blocks is None, plain.blocks is None) == (False, True)
     torch.manual_seed(0)
-    network, items = plain.network(config).double(), torch.arange(40)
+    network, items = plain.network(config).double().eval(), torch.arange(40)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     gradients = []
@@ -349,7 +399,11 @@ def test_a_run_is_a_function_of_its_seed(dataset, variant):
     config = make_config(variant, **SMALL | {"epochs": 2})
     problem = make_problem(dataset, config)
     test = stratified_folds(problem.labels, 3)[0]
-    first, again, other = (train(problem, test, config, Run(0, 0.1, seed)) for seed in (0, 0, 1))
+    outcomes = []
+    for seed in (0, 0, 1):
+        torch.rand(1)  # torch's generator is in another state before each run
+        outcomes.append(train(problem, test, config, Run(0, 0.1, seed)))
+    first, again, other = outcomes
     assert first.epochs == again.epochs
     assert all(torch.equal(first.model[name], again.model[name]) for name in first.model)
     assert first.epochs != other.epochs

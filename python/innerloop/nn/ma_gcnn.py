@@ -97,10 +97,8 @@ class _GridClassifier(nn.Module):
         check_counts(
             name, num_slots=num_slots, num_classes=num_classes, in_channels=in_channels, motif_size=motif_size, **counts
         )
-        if isinstance(node_features, bool) or not isinstance(node_features, int) or node_features < 0:
-            raise ValueError(f"{name}: node_features is {node_features!r}, expected an int of at least 0")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"{name}: dropout is {dropout!r}, expected a share in [0, 1)")
+        _check_features(name, node_features=node_features)
+        _check_share(name, dropout=dropout)
         self.num_slots, self.num_classes, self.node_features = num_slots, num_classes, node_features
         self.convolutions = _GridConvolutions(motif_size, in_channels, dropout)
 
@@ -125,6 +123,27 @@ class _GridClassifier(nn.Module):
     def loss(self, x: Tensor, y: Tensor, *args: Tensor | None, **options: Tensor | None) -> Tensor:
         """Mean cross-entropy of the softmax of `forward(x, ...)` against the classes y, int64 (B,)."""
         return F.cross_entropy(self(x, *args, **options), y)
+
+
+class _GraphHead(nn.Module):
+    """Class scores (B, C) of features (B, G) of whole graphs: batch normalisation, then one hidden layer."""
+
+    def __init__(self, in_features: int, hidden: int, num_classes: int, dropout: float) -> None:
+        super().__init__()
+        # A feature that hardly varies, such as the share of a rare label, is not blown up.
+        self.norm = nn.BatchNorm1d(in_features, eps=1e-3, affine=False)
+        self.fc1, self.fc2 = nn.Linear(in_features, hidden), nn.Linear(hidden, num_classes)
+        self.dropout = nn.Dropout(dropout)
+        for layer in (self.fc1, self.fc2):
+            _glorot(layer)
+
+    def forward(self, features: Tensor) -> Tensor:
+        norm = self.norm
+        if self.training and len(features) == 1:
+            features = F.batch_norm(features, norm.running_mean, norm.running_var, eps=norm.eps)
+        else:
+            features = norm(features)
+        return self.fc2(self.dropout(F.relu(self.fc1(self.dropout(features)))))
 
 
 class MGCNN(_GridClassifier):
@@ -185,6 +204,12 @@ class MAGCNN(_GridClassifier):
     classes are never more than N (e - 1) / (e + C - 1) apart. Kernels start from Glorot's uniform distribution, biases
     from 0.
 
+    Ours and not the paper's: with ``graph_features``, features of the whole graph go through batch normalisation
+    (without weights) and a perceptron of one hidden layer, and its C outputs are added to the mean of the nodes' votes,
+    not to their sum, so that their scale does not grow with N. The attention sees N central nodes and S motifs of each;
+    such features, statistics of orbit counts, say, are of all nodes. In evaluation they are normalised by the running
+    statistics of the batches trained on; so is a batch of one graph in training, which has no variance.
+
     Args:
         num_slots: S, blocks of each central node. num_classes: C.
         in_channels: F, channels of a grid.
@@ -192,11 +217,14 @@ class MAGCNN(_GridClassifier):
         heads, head_dim: of the first attention layer.
         motif_size: k, side of a block.
         dropout: share of zeros after each convolution. The paper's code names 0.5 but runs without any.
+        graph_features: G, features of the whole graph; 0 is the paper's model.
+        graph_hidden: units of their hidden layer.
+        graph_dropout: share of zeros of the normalised features, and of the hidden layer.
 
     Forward:
         x: (B, F, k·S, k·N), as of :func:`innerloop.motif_grid`. features: (B, N, E). valid: bool (B, N), False for
-        central nodes that are padding; without, these take part and vote, as in the paper's code. Returns votes (B, C);
-        the class is their argmax.
+        central nodes that are padding; without, these take part and vote, as in the paper's code. graph_features:
+        (B, G). Returns votes (B, C), or scores with graph features; the class is their argmax.
 
     Raises:
         ValueError: numbers or shapes that do not fit.
@@ -224,13 +252,30 @@ class MAGCNN(_GridClassifier):
         head_dim: int = 16,
         motif_size: int = 3,
         dropout: float = 0.0,
+        graph_features: int = 0,
+        graph_hidden: int = 64,
+        graph_dropout: float = 0.5,
     ) -> None:
         super().__init__(
-            num_slots, num_classes, in_channels, node_features, motif_size, dropout, heads=heads, head_dim=head_dim
+            num_slots,
+            num_classes,
+            in_channels,
+            node_features,
+            motif_size,
+            dropout,
+            heads=heads,
+            head_dim=head_dim,
+            graph_hidden=graph_hidden,
         )
+        _check_features("MAGCNN", graph_features=graph_features)
+        _check_share("MAGCNN", graph_dropout=graph_dropout)
+        self.graph_features = graph_features
         width = _GridConvolutions.channels * num_slots + node_features
         self.attention = SubgraphAttention(width, heads, head_dim)
         self.output = SubgraphAttention(heads * head_dim, 1, num_classes)
+        self.graph_head = (
+            _GraphHead(graph_features, graph_hidden, num_classes, graph_dropout) if graph_features else None
+        )
 
     def node_logits(self, x: Tensor, features: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
         """(B, N, C): o, of which each central node's vote is the softmax of the softmax."""
@@ -240,13 +285,47 @@ class MAGCNN(_GridClassifier):
             z = torch.cat([z, features], 2)
         return self.output(self.attention(z, valid), valid)
 
-    def forward(self, x: Tensor, features: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
-        votes = self.node_logits(x, features, valid).softmax(-1).softmax(-1)
-        return (votes if valid is None else votes * valid[..., None]).sum(1)
+    def forward(
+        self,
+        x: Tensor,
+        features: Tensor | None = None,
+        valid: Tensor | None = None,
+        graph_features: Tensor | None = None,
+    ) -> Tensor:
+        if (graph_features is None) != (self.graph_features == 0):
+            given = "none" if graph_features is None else "a tensor"
+            raise ValueError(f"MAGCNN: graph_features is {given} in a model with graph_features={self.graph_features}")
+        shape = (len(x), self.graph_features)
+        if graph_features is not None and tuple(graph_features.shape) != shape:
+            raise ValueError(f"MAGCNN: graph_features has shape {tuple(graph_features.shape)}, expected {shape}")
+        return self.count_votes(self.node_logits(x, features, valid), valid, graph_features)
+
+    def count_votes(
+        self, node_logits: Tensor, valid: Tensor | None = None, graph_features: Tensor | None = None
+    ) -> Tensor:
+        """(B, C): what :meth:`forward` makes of (B, N, C), as of :meth:`node_logits`."""
+        votes = node_logits.softmax(-1).softmax(-1)
+        votes = (votes if valid is None else votes * valid[..., None]).sum(1)
+        if graph_features is None:
+            return votes
+        voters = node_logits.shape[1] if valid is None else valid.sum(1, keepdim=True).clamp(min=1)
+        return votes / voters + self.graph_head(graph_features)
 
     def l2(self, coefficient: float = 0.01) -> Tensor:
         """coefficient · Σ ‖p‖² / 2 over all trained parameters, biases too: the paper's code adds it to the loss."""
         return coefficient / 2 * sum(p.square().sum() for p in self.parameters() if p.requires_grad)
+
+
+def _check_features(owner: str, **counts: int) -> None:
+    for name, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+            raise ValueError(f"{owner}: {name} is {count!r}, expected an int of at least 0")
+
+
+def _check_share(owner: str, **shares: float) -> None:
+    for name, share in shares.items():
+        if not 0 <= share < 1:
+            raise ValueError(f"{owner}: {name} is {share!r}, expected a share in [0, 1)")
 
 
 def _glorot(layer: nn.Conv2d | nn.Linear) -> None:

@@ -49,11 +49,13 @@ def number_blocks(x: Tensor, most: int) -> tuple[Tensor, Tensor] | None:
     return blocks.permute(1, 2, 0, 3).reshape(1, channels, 3, -1), code.transpose(1, 2).contiguous()
 
 
-def forward_blocks(model: MAGCNN | MGCNN, blocks: Tensor, code: Tensor, features: Tensor | None = None) -> Tensor:
-    """``model(x, features)`` for the grids x that ``number_blocks`` turned to ``blocks`` and ``code``.
+def forward_blocks(
+    model: MAGCNN | MGCNN, blocks: Tensor, code: Tensor, *, graph_features: Tensor | None = None
+) -> Tensor:
+    """``model(x, ...)`` for the grids x that ``number_blocks`` turned to ``blocks`` and ``code``.
 
     Args:
-        blocks: (1, F, 3, 3U). code: int64 (B, N, S). features: (B, N, E).
+        blocks: (1, F, 3, 3U). code: int64 (B, N, S). graph_features: (B, G), of MAGCNN.
 
     Returns:
         (B, C).
@@ -64,6 +66,4 @@ def forward_blocks(model: MAGCNN | MGCNN, blocks: Tensor, code: Tensor, features
         z = z.transpose(1, 2).flatten(1)
         return model.fc3(F.relu(model.fc2(F.relu(model.fc1(z)))))
     z = z.transpose(2, 3).flatten(2)
-    if features is not None:
-        z = torch.cat([z, features], 2)
-    return model.output(model.attention(z)).softmax(-1).softmax(-1).sum(1)
+    return model.count_votes(model.output(model.attention(z)), graph_features=graph_features)

@@ -35,9 +35,10 @@ class Config:
     """One experiment: all runs of a protocol.
 
     Attributes:
-        variant: ma-gcnn (attention between subgraphs), m-gcnn (dense layers instead), ma-gcnn+orbits (ma-gcnn with the
-            orbit counts of the central nodes, log(1 + count)), structure-free (a histogram of node labels, without them
-            of degrees, and an MLP: no edge is seen but through degrees).
+        variant: ma-gcnn (attention between subgraphs), m-gcnn (dense layers instead), ma-gcnn+orbits (ours: ma-gcnn
+            with a perceptron on ``orbit_statistics`` of the whole graph, whose outputs are added to the mean vote),
+            structure-free (a histogram of node labels, without them of degrees, and an MLP: no edge is seen but through
+            degrees).
         protocol: honest, gin or best-test-epoch, see ``splits``.
         grid_nodes: N, central nodes of a graph; 0 takes ``GRID_NODES``, else the mean size of the graphs, rounded up.
         slots: S, motif instances of a central node.
@@ -52,7 +53,7 @@ class Config:
         num_folds, fold_seed: of the stratified folds.
         holdout: share of each training part that the honest protocol chooses by.
         seeds: of parameters, order and hold-out; a run for each.
-        hidden: units of the two layers of structure-free.
+        hidden: units of the two layers of structure-free, and of the hidden layer of ma-gcnn+orbits.
     """
 
     variant: Variant = "ma-gcnn"
@@ -112,6 +113,7 @@ _BY_PROTOCOL: Mapping[str, Mapping[str, Any]] = {
 _BY_VARIANT: Mapping[str, Mapping[str, Any]] = {
     "m-gcnn": {"penalty": 0.0},
     "structure-free": {"penalty": 0.0, "optimizer": "adam"},
+    "ma-gcnn+orbits": {"optimizer": "adam", "lrs": (3e-3,)},  # chosen by hold-outs of training parts
 }
 
 

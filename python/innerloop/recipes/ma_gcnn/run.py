@@ -58,8 +58,8 @@ def fit(
 
     Args:
         data: a graph classification set: the folder with NAME_A.txt, or the packed file NAME.txt (.gz, .xz).
-        variant: ma-gcnn, m-gcnn (dense layers instead of attention), ma-gcnn+orbits (with the orbit counts of central
-            nodes) or structure-free (a histogram of node labels and an MLP).
+        variant: ma-gcnn, m-gcnn (dense layers instead of attention), ma-gcnn+orbits (ours, with statistics of the
+            orbit counts of all nodes) or structure-free (a histogram of node labels and an MLP).
         protocol: honest (a hold-out chooses epoch and learning rate, every graph is tested once), gin (best epoch of
             the mean test curve) or best-test-epoch (best test epoch of each fold, as the released code).
         folds: fixed test folds, a JSON file {"test": [[graph, ...], ...]}; default stratified folds.
@@ -79,7 +79,7 @@ def fit(
         fold_seed: of the stratified folds.
         holdout: share of a training part that the honest protocol chooses by.
         seeds: a run for each, on every fold.
-        hidden: units of the layers of structure-free.
+        hidden: units of the layers of structure-free, and of the perceptron of ma-gcnn+orbits.
         output: folder for runs and metrics.json, without a run in it unless that is resumed; default
             runs/ma-gcnn/<set>-<variant>-<protocol>.
         resume: "auto" takes the runs that are finished in the output folder, if they have these settings.

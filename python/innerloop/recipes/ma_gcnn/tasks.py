@@ -38,7 +38,7 @@ class Problem:
     Attributes:
         name, digest: of the set; the digest tells sets of one name apart.
         inputs: of ``logits``, each with one row a graph: histograms (B, T); or grids (B, F, 3S, 3N), or the numbers of
-            their blocks, int64 (B, N, S); with orbits their logarithms, (B, N, 15), behind.
+            their blocks, int64 (B, N, S); with orbits ``orbit_statistics``, (B, G), behind.
         labels: int64 (B,).
         grid: (F, S, N) of grids.
         blocks: (1, F, 3, 3U), where the inputs are numbers of blocks.
@@ -65,8 +65,15 @@ class Problem:
         channels, slots, nodes = self.grid
         if config.variant == "m-gcnn":
             return MGCNN(nodes, slots, self.num_classes, in_channels=channels)
-        features = self.inputs[1].shape[2] if config.variant == "ma-gcnn+orbits" else 0
-        return MAGCNN(slots, self.num_classes, in_channels=channels, node_features=features)
+        if config.variant == "ma-gcnn":
+            return MAGCNN(slots, self.num_classes, in_channels=channels)
+        return MAGCNN(
+            slots,
+            self.num_classes,
+            in_channels=channels,
+            graph_features=self.inputs[1].shape[1],
+            graph_hidden=config.hidden,
+        )
 
     def to(self, device: str) -> Problem:
         moved = tuple(x.to(device) for x in self.inputs)
@@ -75,8 +82,9 @@ class Problem:
 
     def logits(self, network: nn.Module, items: Tensor) -> Tensor:
         """(b, C) of the graphs ``items``, int64 (b,)."""
-        inputs = [x[items] for x in self.inputs]
-        return network(*inputs) if self.blocks is None else forward_blocks(network, self.blocks, *inputs)
+        x, *statistics = (x[items] for x in self.inputs)
+        options = {"graph_features": statistics[0]} if statistics else {}
+        return network(x, **options) if self.blocks is None else forward_blocks(network, self.blocks, x, **options)
 
 
 def make_problem(dataset: GraphDataset, config: Config) -> Problem:
@@ -101,7 +109,7 @@ def make_problem(dataset: GraphDataset, config: Config) -> Problem:
 
 
 def _grids(dataset: GraphDataset, config: Config) -> tuple[Tensor, ...]:
-    """(B, F, 3S, 3N), and with orbits (B, N, 15): log(1 + count) of each central node."""
+    """(B, F, 3S, 3N), and with orbits their statistics, (B, G)."""
     graph = Graph(dataset.edge_index, dataset.num_nodes, ptr=dataset.ptr)
     nodes = config.grid_nodes or GRID_NODES.get(known_as(dataset.name)) or -(-dataset.num_nodes // len(dataset))
     grid = motif_grid(
@@ -115,9 +123,37 @@ def _grids(dataset: GraphDataset, config: Config) -> tuple[Tensor, ...]:
     )
     if config.variant != "ma-gcnn+orbits":
         return (grid.x,)
-    counts = node_orbits(graph, config.orbit_size).double().log1p().float()
-    center = grid.index[:, :, 0, 0].long()  # -1 beyond a graph's nodes, and for nodes without any motif
-    return grid.x, counts[center].masked_fill((center < 0)[..., None], 0)
+    return grid.x, orbit_statistics(dataset, node_orbits(graph, config.orbit_size))
+
+
+def orbit_statistics(dataset: GraphDataset, counts: Tensor) -> Tensor:
+    """What a graph's orbit counts, node labels and size come to, the same whatever the order of its nodes.
+
+    Args:
+        counts: (n, O), orbits of all nodes; below, c is log(1 + count).
+
+    Returns:
+        float32 (B, 3O + 2): mean, standard deviation and maximum of each c over a graph's nodes, log(1 + nodes),
+        log(1 + edges). Where nodes have T labels, (2 + O) T columns more: the share of each label, log(1 + nodes with
+        it), and the mean of each c over these, 0 where there are none.
+    """
+    c, batch, size = counts.double().log1p(), dataset.batch, len(dataset)
+    nodes = dataset.sizes.double()[:, None]
+    edges = torch.bincount(batch, dataset.degree.double(), size)[:, None] / 2
+
+    def mean(values: Tensor, group: Tensor, members: Tensor) -> Tensor:
+        total = values.new_zeros(len(members), values.shape[1]).index_add_(0, group, values)
+        return total / members.clamp(min=1)
+
+    center = mean(c, batch, nodes)
+    greatest = torch.zeros_like(center).scatter_reduce_(0, batch[:, None].expand_as(c), c, "amax")
+    columns = [center, mean((c - center[batch]).square(), batch, nodes).sqrt(), greatest, nodes.log1p(), edges.log1p()]
+    if dataset.node_tags is not None:
+        bins = len(dataset.tags)
+        labelled = histogram(dataset).double()
+        by_label = mean(c, batch * bins + dataset.node_tags, labelled.view(-1, 1))
+        columns += [labelled / nodes.clamp(min=1), labelled.log1p(), by_label.view(size, -1)]
+    return torch.cat(columns, 1).float()
 
 
 def histogram(dataset: GraphDataset) -> Tensor:

@@ -98,6 +98,7 @@ def train(
     epochs: list[dict[str, float]] = []
     best: tuple[tuple[float, float], int, dict[str, Tensor]] | None = None
     for epoch in range(config.epochs):
+        network.train()
         row = {"loss": _one_epoch(problem, network, optimizer, items, config, run, epoch)}
         if holdout is not None:
             row["holdout_accuracy"], row["holdout_loss"] = accuracy(problem, network, holdout)
@@ -151,18 +152,22 @@ def _one_epoch(
         order = torch.randperm(len(items), generator=generator)
     batches = items[order].to(problem.labels.device).split(config.batch_size)
     total = torch.zeros((), device=problem.labels.device)
-    for batch in batches:
-        loss = F.cross_entropy(problem.logits(network, batch), problem.labels[batch])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        total += loss.detach()
+    device = total.device
+    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):  # dropout draws from these
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        for batch in batches:
+            loss = F.cross_entropy(problem.logits(network, batch), problem.labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.detach()
     return float(total) / len(batches)
 
 
 @torch.no_grad()
 def accuracy(problem: Problem, network: nn.Module, items: Tensor) -> tuple[float, float]:
     """Share of ``items`` that are classified rightly, and their mean cross entropy."""
+    network.eval()
     right = torch.zeros((), dtype=torch.int64, device=problem.labels.device)
     loss = torch.zeros((), dtype=torch.float64, device=problem.labels.device)
     for batch in items.to(problem.labels.device).split(_EVALUATED_AT_ONCE):
