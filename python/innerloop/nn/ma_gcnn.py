@@ -48,7 +48,11 @@ class SubgraphAttention(nn.Module):
             self.bias.zero_()
 
     def forward(self, z: Tensor, valid: Tensor | None = None) -> Tensor:
-        v = F.linear(z, self.weight.flatten(0, 1)).unflatten(2, self.bias.shape)  # (B, N, H, d)
+        return self.attend(F.linear(z, self.weight.flatten(0, 1)), valid)
+
+    def attend(self, values: Tensor, valid: Tensor | None = None) -> Tensor:
+        """What :meth:`forward` makes of Z W for all heads, (B, N, H·d)."""
+        v = values.unflatten(2, self.bias.shape)  # (B, N, H, d)
         score = torch.einsum("bnhd,shd->sbhn", v, self.score_weight) + self.score_bias[:, None, :, None].to(v.dtype)
         return (
             subgraph_attention(v.transpose(1, 2), *score, self.bias.to(v.dtype), valid=valid).transpose(1, 2).flatten(2)

@@ -2,7 +2,8 @@
 """Grids as numbers of their distinct blocks, so that the convolutions of the models see each of these once.
 
 Neither convolution overlaps blocks: the 64 channels of a 3 × 3 block depend on this block alone. The grids of a set of
-molecules hold a hundred distinct ones, a batch thousands of blocks; a look-up replaces most of the convolutions' work.
+molecules hold a hundred distinct ones, a batch thousands of blocks; a look-up replaces most of the work of the
+convolutions and of the first layer behind them.
 """
 
 from __future__ import annotations
@@ -61,9 +62,13 @@ def forward_blocks(
         (B, C).
     """
     table = model.convolutions(blocks)[0, :, 0].T  # (U, 64)
-    z = F.embedding(code, table)  # (B, N, S, 64)
     if isinstance(model, MGCNN):
-        z = z.transpose(1, 2).flatten(1)
+        z = F.embedding(code, table).transpose(1, 2).flatten(1)
         return model.fc3(F.relu(model.fc2(F.relu(model.fc1(z)))))
-    z = z.transpose(2, 3).flatten(2)
-    return model.count_votes(model.output(model.attention(z)), graph_features=graph_features)
+    # The first product of the attention is linear, so it is taken once for each block in each slot, and looked up.
+    slots, distinct = code.shape[2], len(table)
+    weight = model.attention.weight.flatten(0, 1).unflatten(1, (-1, slots))  # (H·d, 64, S)
+    products = torch.einsum("uc,ocs->suo", table, weight).flatten(0, 1)  # (S·U, H·d)
+    places = code + distinct * torch.arange(slots, device=code.device)
+    values = F.embedding_bag(places.flatten(0, 1), products, mode="sum").unflatten(0, code.shape[:2])
+    return model.count_votes(model.output(model.attention.attend(values)), graph_features=graph_features)
