@@ -49,38 +49,47 @@ void Interrupt::raise() const { throw py::error_already_set(); }
 
 namespace {
 
-int64_t build_simple_graph(py::handle index, py::handle adjacency, py::handle ends, py::handle source,
-                           py::handle destination, py::handle ptr, int64_t num_nodes) {
+int64_t find_simple_edges(py::handle ends, py::handle source, py::handle destination, int64_t num_nodes) {
   const char* op = "Graph";
-  const TensorView i = il::cpu_view(index, op, "index"), a = il::cpu_view(adjacency, op, "adjacency"),
-                   k = il::cpu_view(ends, op, "ends"), s = il::cpu_view(source, op, "source"),
-                   d = il::cpu_view(destination, op, "destination"), b = il::cpu_view(ptr, op, "ptr");
-  for (const auto& [view, name] : {std::pair{&i, "index"}, {&s, "source"}, {&d, "destination"}, {&b, "ptr"}}) {
-    il::check_dtype(*view, il::DType::kInt64, op, name, "int64");
-  }
-  il::check_dtype(a, il::DType::kInt32, op, "adjacency", "int32");
+  const TensorView k = il::cpu_view(ends, op, "ends"), s = il::cpu_view(source, op, "source"),
+                   d = il::cpu_view(destination, op, "destination");
   il::check_dtype(k, il::DType::kInt32, op, "ends", "int32");
+  il::check_dtype(s, il::DType::kInt64, op, "source", "int64");
+  il::check_dtype(d, il::DType::kInt64, op, "destination", "int64");
   il::check_rank(s, 1, op, "source");
   const int64_t pairs = s.shape[0];
   check_shape(d, {pairs}, op, "destination");
   check_shape(k, {pairs, 2}, op, "ends");
+  IL_CHECK(num_nodes >= 0, op, "num_nodes", std::to_string(num_nodes), "at least 0");
+  const il::SimpleEdges args{s.ptr<int64_t>(), d.ptr<int64_t>(), pairs, num_nodes, k.ptr<int32_t>()};
+  py::gil_scoped_release release;
+  return il::find_simple_edges(args);
+}
+
+int64_t build_simple_graph(py::handle index, py::handle adjacency, py::handle ends, py::handle ptr, int64_t num_nodes) {
+  const char* op = "Graph";
+  const TensorView i = il::cpu_view(index, op, "index"), a = il::cpu_view(adjacency, op, "adjacency"),
+                   k = il::cpu_view(ends, op, "ends"), b = il::cpu_view(ptr, op, "ptr");
+  il::check_dtype(i, il::DType::kInt64, op, "index", "int64");
+  il::check_dtype(b, il::DType::kInt64, op, "ptr", "int64");
+  il::check_dtype(a, il::DType::kInt32, op, "adjacency", "int32");
+  il::check_dtype(k, il::DType::kInt32, op, "ends", "int32");
+  il::check_rank(k, 2, op, "ends");
+  const int64_t edges = k.shape[0];
+  check_shape(k, {edges, 2}, op, "ends");
   check_shape(i, {il::kSimpleHeader + 2 * num_nodes + 1}, op, "index");
-  check_shape(a, {4 * pairs + num_nodes}, op, "adjacency");
+  check_shape(a, {4 * edges + num_nodes}, op, "adjacency");
   il::check_rank(b, 1, op, "ptr");
   const int64_t graphs = b.shape[0] - 1;
   const int64_t* starts = b.ptr<int64_t>();
   bool ascending = graphs >= 0 && starts[0] == 0 && starts[graphs] == num_nodes;
   for (int64_t g = 0; ascending && g < graphs; ++g) ascending = starts[g] <= starts[g + 1];
   IL_CHECK(ascending, op, "ptr", "other offsets", "ascending ones from 0 to " + std::to_string(num_nodes));
-  for (const TensorView* ids : {&s, &d}) {
-    const int64_t* id = ids->ptr<int64_t>();
-    for (int64_t e = 0; e < pairs; ++e) {
-      IL_CHECK(id[e] >= 0 && id[e] < num_nodes, op, "edge_index", std::to_string(id[e]),
-               "a node in [0, " + std::to_string(num_nodes) + ")");
-    }
-  }
-  const il::SimpleGraphBuild args{s.ptr<int64_t>(), d.ptr<int64_t>(), pairs,           num_nodes, starts, graphs,
-                                  i.ptr<int64_t>(), a.ptr<int32_t>(), k.ptr<int32_t>()};
+  const int32_t* id = k.ptr<int32_t>();
+  bool in_range = true;
+  for (int64_t e = 0; e < 2 * edges; ++e) in_range &= id[e] >= 0 && id[e] < num_nodes;
+  IL_CHECK(in_range, op, "ends", "other nodes", "nodes in [0, " + std::to_string(num_nodes) + ")");
+  const il::SimpleGraphBuild args{id, edges, num_nodes, starts, graphs, i.ptr<int64_t>(), a.ptr<int32_t>()};
   py::gil_scoped_release release;
   return il::build_simple_graph(args);
 }
@@ -132,6 +141,7 @@ void node_orbits(py::handle node, py::handle edge, py::handle index, py::handle 
 }  // namespace
 
 void bind_motifs(py::module_& m) {
+  m.def("find_simple_edges", &find_simple_edges);
   m.def("build_simple_graph", &build_simple_graph);
   m.def("triangles", &triangles);
   m.def("node_orbits", &node_orbits);

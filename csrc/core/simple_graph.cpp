@@ -8,20 +8,48 @@
 namespace il {
 namespace {
 
-// u < v and strictly ascending pairs: nothing to drop, nothing to look for.
-bool already_simple(const SimpleGraphBuild& a) {
-  int64_t u0 = -1, v0 = -1;
-  bool sorted = true;
-  for (int64_t e = 0; e < a.num_pairs && sorted; ++e) {
-    const int64_t u = a.src[e], v = a.dst[e];
-    sorted = u < v && (u > u0 || (u == u0 && v > v0));
-    u0 = u, v0 = v;
+// How the pairs stand, found in one pass.
+struct Order {
+  bool in_range;
+  bool ascending;  // strictly, by source, then destination: none comes twice
+  bool upward;     // every source below its destination
+};
+
+Order order_of(const SimpleEdges& a) {
+  const int64_t last = a.num_nodes - 1;
+  int64_t signs = 0, before = -1;  // of what must not be negative; the pair before as one number
+  bool ascending = true, upward = true;
+  for (int64_t e = 0; e < a.num_pairs; ++e) {
+    const int64_t u = a.src[e], v = a.dst[e], pair = static_cast<int64_t>(static_cast<uint64_t>(u) << 32) + v;
+    signs |= u | v | (last - u) | (last - v);
+    ascending &= pair > before;
+    upward &= u < v;
+    before = pair;
   }
-  return sorted;
+  return {signs >= 0, ascending, upward};
+}
+
+// Whether ascending pairs hold the reverse of each. Reverses of a row's upward pairs follow each other in order, so a
+// pointer into each row is enough.
+bool symmetric(const SimpleEdges& a) {
+  std::vector<int64_t> next(a.num_nodes, -1);
+  int64_t balance = 0;
+  for (int64_t e = 0; e < a.num_pairs; ++e) {
+    const int64_t u = a.src[e], v = a.dst[e];
+    if (u < v) {
+      ++balance;
+      if (next[u] < 0) next[u] = e;
+    } else if (u > v) {
+      --balance;
+      const int64_t reverse = next[v]++;
+      if (reverse < 0 || a.src[reverse] != v || a.dst[reverse] != u) return false;
+    }
+  }
+  return balance == 0;
 }
 
 // Positions of the first appearance of each undirected edge, ascending.
-std::vector<int64_t> first_appearances(const SimpleGraphBuild& a) {
+std::vector<int64_t> first_appearances(const SimpleEdges& a) {
   const int64_t n = a.num_nodes, pairs = a.num_pairs;
   std::vector<int64_t> start(n + 1, 0);
   for (int64_t e = 0; e < pairs; ++e) ++start[std::min(a.src[e], a.dst[e]) + 1];
@@ -70,19 +98,38 @@ bool unpack_simple_graph(const int64_t* index, int64_t index_length, const int32
   return rowptr[0] == 0 && rowptr[n] == 2 * m;
 }
 
-int64_t build_simple_graph(const SimpleGraphBuild& a) {
-  const int64_t n = a.num_nodes;
-  const bool all = already_simple(a);
-  std::vector<int64_t> kept;
-  if (!all) kept = first_appearances(a);
-  const int64_t m = all ? a.num_pairs : static_cast<int64_t>(kept.size());
-
-  std::vector<int32_t> degree(n, 0);
-  for (int64_t e = 0; e < m; ++e) {
-    const int64_t at = all ? e : kept[e];
-    ++degree[a.ends[2 * e] = static_cast<int32_t>(a.src[at])];
-    ++degree[a.ends[2 * e + 1] = static_cast<int32_t>(a.dst[at])];
+int64_t find_simple_edges(const SimpleEdges& a) {
+  const Order order = order_of(a);
+  if (!order.in_range) return -1;
+  int64_t m = 0;
+  const auto keep = [&](int64_t e, bool kept) {
+    a.ends[2 * m] = static_cast<int32_t>(a.src[e]);
+    a.ends[2 * m + 1] = static_cast<int32_t>(a.dst[e]);
+    m += kept;
+  };
+  if (order.ascending && order.upward) {
+    for (int64_t e = 0; e < a.num_pairs; ++e) keep(e, true);
+  } else if (order.ascending && symmetric(a)) {
+    for (int64_t e = 0; e < a.num_pairs; ++e) keep(e, a.src[e] < a.dst[e]);
+  } else {
+    for (const int64_t e : first_appearances(a)) keep(e, true);
   }
+  return m;
+}
+
+int64_t build_simple_graph(const SimpleGraphBuild& a) {
+  const int64_t n = a.num_nodes, m = a.num_edges;
+  if (a.num_graphs > 1) {
+    std::vector<int32_t> graph(n);
+    for (int64_t b = 0; b < a.num_graphs; ++b) {
+      std::fill(graph.begin() + a.ptr[b], graph.begin() + a.ptr[b + 1], static_cast<int32_t>(b));
+    }
+    for (int64_t e = 0; e < m; ++e) {
+      if (graph[a.ends[2 * e]] != graph[a.ends[2 * e + 1]]) return e;
+    }
+  }
+  std::vector<int32_t> degree(n, 0);
+  for (int64_t i = 0; i < 2 * m; ++i) ++degree[a.ends[i]];
   int64_t* rowptr = a.index + kSimpleHeader;
   int64_t* split = rowptr + n + 1;
   int32_t *col = a.adjacency, *eid = col + 2 * m, *order = eid + 2 * m;
@@ -116,7 +163,7 @@ int64_t build_simple_graph(const SimpleGraphBuild& a) {
       eid[to] = unsorted[p].eid;
     }
   }
-  return m;
+  return -1;
 }
 
 }  // namespace il

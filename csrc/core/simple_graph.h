@@ -19,19 +19,30 @@ constexpr int64_t kSimpleHeader = 2;
 bool unpack_simple_graph(const int64_t* index, int64_t index_length, const int32_t* adjacency, int64_t adjacency_length,
                          SimpleGraph* out);
 
-struct SimpleGraphBuild {
+struct SimpleEdges {
   const int64_t* src;
   const int64_t* dst;
   int64_t num_pairs;  // E
   int64_t num_nodes;
+  int32_t* ends;  // room for 2E: both ends of each edge as first given
+};
+
+// Returns the number m of edges without loops, repeated and reverse ones, or -1 where an id is out of range. Counting
+// sorts, O(E + n); pairs in ascending order, in one direction or in both, are only looked through.
+int64_t find_simple_edges(const SimpleEdges& args);
+
+struct SimpleGraphBuild {
+  const int32_t* ends;  // 2m
+  int64_t num_edges;    // m
+  int64_t num_nodes;
   const int64_t* ptr;  // [num_graphs + 1], first node of each graph of the batch
   int64_t num_graphs;
   int64_t* index;      // 2n + 3
-  int32_t* adjacency;  // room for 4E + n; filled for the m edges that are left
-  int32_t* ends;       // room for 2E: both ends of each edge as first given
+  int32_t* adjacency;  // 4m + n
 };
 
-// Returns m. Ids must be in range. Counting sorts and two transpositions, O(E + n).
+// A counting sort and two transpositions, O(m + n). Returns -1, or the first edge between two graphs, and then no
+// graph.
 int64_t build_simple_graph(const SimpleGraphBuild& args);
 
 }  // namespace il

@@ -57,30 +57,22 @@ class Graph:
     ) -> None:
         source, destination = _pairs(edge_index)
         self.ptr, self.num_nodes = _nodes(source, destination, num_nodes, ptr)
-        _check_range(source, destination, self.num_nodes)
-        if check:
-            _check_simple(source, destination, self.num_nodes)
-        pairs = source.shape[0]
-        # Room for all pairs in either direction; what loops and duplicates leave over is given back.
-        self.index = torch.empty(_HEADER + 2 * self.num_nodes + 1, dtype=torch.int64)
-        adjacency = torch.empty(4 * pairs + self.num_nodes, dtype=torch.int32)
-        ends = torch.empty(pairs, 2, dtype=torch.int32)
         from . import _cpu
 
-        m = _cpu.build_simple_graph(self.index, adjacency, ends, source, destination, self.ptr, self.num_nodes)
-        self.num_edges = m
-        adjacency, ends = adjacency[: 4 * m + self.num_nodes], ends[:m]
-        self.adjacency, self._ends = (adjacency, ends) if m == pairs else (adjacency.clone(), ends.clone())
-        if self.num_graphs != 1:
-            self._check_batch()
-
-    def _check_batch(self) -> None:
-        graph = self.batch[self.edges]
-        across = (graph[:, 0] != graph[:, 1]).nonzero()
-        if across.numel():
-            edge = tuple(self.edges[int(across[0])].tolist())
+        ends = torch.empty(source.shape[0], 2, dtype=torch.int32)
+        m = _cpu.find_simple_edges(ends, source, destination, self.num_nodes)
+        if m < 0:
+            _raise_out_of_range(source, destination, self.num_nodes)
+        if check:
+            _check_simple(source, destination, self.num_nodes)
+        self.num_edges, self._ends = m, ends if m == len(ends) else ends[:m].clone()
+        self.index = torch.empty(_HEADER + 2 * self.num_nodes + 1, dtype=torch.int64)
+        self.adjacency = torch.empty(4 * m + self.num_nodes, dtype=torch.int32)
+        across = _cpu.build_simple_graph(self.index, self.adjacency, self._ends, self.ptr, self.num_nodes)
+        if across >= 0:
             raise IndexError(
-                f"Graph: edge_index has the edge {edge}, expected two nodes of the same graph of the batch"
+                f"Graph: edge_index has the edge {tuple(self._ends[across].tolist())}, expected two nodes of the same "
+                "graph of the batch"
             )
 
     @property
@@ -272,12 +264,10 @@ def _short(ids: Tensor) -> str:
     return str(ids.tolist()) if ids.numel() <= 8 else f"a tensor of shape {tuple(ids.shape)}"
 
 
-def _check_range(source: Tensor, destination: Tensor, num_nodes: int) -> None:
+def _raise_out_of_range(source: Tensor, destination: Tensor, num_nodes: int) -> None:
     for row, ids in enumerate((source, destination)):
-        if not ids.numel() or (int(ids.min()) >= 0 and int(ids.max()) < num_nodes):
-            continue
-        at = int(((ids < 0) | (ids >= num_nodes)).nonzero()[0])
-        raise IndexError(f"Graph: edge_index[{row}, {at}] is {int(ids[at])}, expected a node in [0, {num_nodes})")
+        for at in ((ids < 0) | (ids >= num_nodes)).nonzero().flatten().tolist():
+            raise IndexError(f"Graph: edge_index[{row}, {at}] is {int(ids[at])}, expected a node in [0, {num_nodes})")
 
 
 def _check_simple(source: Tensor, destination: Tensor, num_nodes: int) -> None:

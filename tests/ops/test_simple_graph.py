@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Graph, the simple undirected graph of the counting ops: its layout against plain lists, adapters, batches, checks."""
 
+import itertools
 import pickle
 from types import SimpleNamespace
 
@@ -98,6 +99,22 @@ def test_dtypes_and_strides(dtype):
 def test_one_direction_or_both():
     one = torch.triu_indices(9, 9, 1)
     assert_same(Graph(torch.cat([one, one.flip(0)], 1), 9), Graph(one, 9))
+
+
+@pytest.mark.parametrize("kind", ["both directions", "one missing", "any", "loops"])
+def test_ascending_pairs(kind):
+    """As libraries coalesce them: each direction of an edge once, or nearly so."""
+    for n, density in itertools.product((2, 3, 5, 8, 13), (0.2, 0.5, 1)):
+        adjacency = torch.rand(n, n) < density
+        if kind != "any":
+            adjacency = (adjacency | adjacency.T) & ~torch.eye(n, dtype=torch.bool)
+        if kind == "loops":
+            adjacency |= torch.diag(torch.rand(n) < 0.5)
+        edge_index = adjacency.nonzero().T
+        if kind == "one missing" and edge_index.shape[1]:
+            gone = int(torch.randint(edge_index.shape[1], ()))
+            edge_index = torch.cat([edge_index[:, :gone], edge_index[:, gone + 1 :]], 1)
+        assert_layout(Graph(edge_index, n), edge_index, n)
 
 
 def test_number_of_nodes_defaults_to_largest_id_plus_one():
