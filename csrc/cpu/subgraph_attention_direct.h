@@ -71,7 +71,7 @@ class DirectHead {
         zero_(arena.take<A>(width_)),
         weight_(arena.take<A>(N * width_)),
         v_(arena.take<A>(N * dim_)),
-        y_(arena.take<A>(N * dim_)),
+        y_(arena.take<A>(max64(N, 1) * dim_)),
         bias_(arena.take<A>(dim_)) {
     const T* e = static_cast<const T*>(p.e) + task * N;
     const T* g = static_cast<const T*>(p.g) + task * N;
