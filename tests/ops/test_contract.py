@@ -10,8 +10,9 @@ from pathlib import Path
 import innerloop
 import pytest
 import torch
-from cases import MULS, PAIRS, Record, gradients, make_case, run_python
+from cases import MULS, PAIRS, Record, gradients, make_case
 from layers import Layer, make_layer
+from processes import run_python
 from tolerances import assert_close
 
 # Registered op: where its tests are. A new op belongs here, and its calls in _calls() below.

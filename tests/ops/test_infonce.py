@@ -10,7 +10,6 @@ from dataclasses import replace
 import innerloop
 import pytest
 import torch
-from cases import run_python
 from ops.infonce_cases import (
     BAD,
     BAD_OTHERS,
@@ -44,6 +43,7 @@ from ops.infonce_cases import (
     scalar,
     small_pairs,
 )
+from processes import run_python
 from tolerances import assert_close
 from torch.nn import functional as F
 

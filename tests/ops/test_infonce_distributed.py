@@ -13,8 +13,9 @@ import pytest
 import torch
 from innerloop.ops import _infonce_distributed
 from innerloop.ops._infonce_distributed import gather_keys, infonce_distributed
+from processes import run_processes
 from tolerances import assert_close
-from torch import Tensor, multiprocessing, nn
+from torch import Tensor, nn
 from torch import distributed as dist
 
 D = 5
@@ -270,7 +271,7 @@ def work(rank: int, size: int, file: str, done: str) -> None:
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_processes(size, tmp_path):
-    multiprocessing.spawn(work, (size, str(tmp_path / "init"), str(tmp_path / "done")), nprocs=size)
+    run_processes(work, size, str(tmp_path / "init"), str(tmp_path / "done"))
     assert [(tmp_path / f"done{rank}").is_file() for rank in range(size)] == [True] * size
 
 

@@ -8,9 +8,9 @@ import math
 
 import pytest
 import torch
-from cases import run_python
 from innerloop import infonce
 from ops.infonce_cases import calls
+from processes import run_python
 from tolerances import assert_close
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -38,7 +38,7 @@ def small_tiles(monkeypatch) -> None:
 
 
 def arguments(
-    B=50, N=70, D=20, scale=5.0, normalize=False, bias=None, targets=None, labels=False, limits=False, kind=0,
+    B=36, N=52, D=20, scale=5.0, normalize=False, bias=None, targets=None, labels=False, limits=False, kind=0,
     skip_diagonal=False, upper=False, columns=True, dtype=torch.float64,
 ) -> tuple:  # fmt: skip
     """What the registered ops take, up to `columns`."""
@@ -75,9 +75,9 @@ CASES = {
     "limits": {"limits": True, "targets": "one to one", "normalize": True},
     "limits of rows": {"limits": True, "columns": False},
     "diagonal": {"skip_diagonal": True},
-    "upper": {"N": 50, "upper": True, "targets": "one to one"},
+    "upper": {"N": 36, "upper": True, "targets": "one to one"},
     "upper of two sizes": {"B": 40, "upper": True, "labels": True, "normalize": True},
-    "more rows": {"B": 70, "N": 35, "labels": True, "limits": True, "skip_diagonal": True, "targets": "some"},
+    "more rows": {"B": 52, "N": 35, "labels": True, "limits": True, "skip_diagonal": True, "targets": "some"},
     "softplus": {"kind": 1, "bias": -1.5, "columns": False, "targets": "some"},
     "softplus, normalized": {"kind": 1, "bias": 1.0, "columns": False, "normalize": True, "D": 3},
     "slices of channels": {"B": 20, "N": 19, "D": 150, "targets": "repeated", "normalize": True},
@@ -104,7 +104,7 @@ def test_equals_the_cpu(case):
     grads = upstream(args, expected)
     *saved, scores = *expected[:3], expected[5]
     empty = scores.new_empty(0, 0)
-    for kept, *want in ((scores, True, True), (empty, True, True), (empty, False, True)):
+    for kept, *want in ((scores, True, True), (empty, True, True), (empty, False, False)):
         ours = launch.backward(*grads, *saved, kept, *args, *want)
         for a, e in zip(ours, cpu.infonce_backward(*grads, *saved, kept, *args, *want), strict=True):
             assert a.dtype == e.dtype
@@ -140,8 +140,12 @@ def assert_near(actual, expected, dtype):
 
 
 # With the tiles of the table. bfloat16 only compiles here: the interpreter truncates it.
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("D", [8, 100, 600])
+@pytest.mark.parametrize(
+    ("D", "dtype"),
+    [(8, torch.float32), (8, torch.float16), (100, torch.float32), (100, torch.float16), (300, torch.float32),
+     (600, torch.float16)],
+    ids=str,
+)  # fmt: skip
 def test_dtypes(D, dtype):
     args = arguments(B=40, N=70, D=D, normalize=True, targets="one to one", scale=14.0, dtype=dtype)
     truth = tuple(t.double() if isinstance(t, torch.Tensor) and t.is_floating_point() else t for t in args)
@@ -263,7 +267,7 @@ def test_rows_that_see_nothing():
 
 def test_strides():
     """A slice of wider rows, and channels that lie apart: the bits of contiguous tensors."""
-    args = list(arguments(targets="one to one", dtype=torch.float32))
+    args = list(arguments(B=50, N=70, targets="one to one", dtype=torch.float32))
     args[0] = torch.randn(100, 50)[::2, 10:30]
     args[1] = torch.randn(20, 70).t()
     dense = [t.contiguous() if isinstance(t, torch.Tensor) else t for t in args]

@@ -3,11 +3,12 @@
 
 import pytest
 import torch
-from cases import Record, filter_torch_warnings, run_python
+from cases import Record, filter_torch_warnings
 from innerloop import Graph, k_cliques, match, match_batches
 from innerloop.ops import _match_ops
 from innerloop.ops._patterns import as_pattern
 from innerloop.ops.match import _request
+from processes import run_python
 from torch import Tensor
 
 

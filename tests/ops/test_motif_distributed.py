@@ -18,8 +18,8 @@ from innerloop.ops._motif_distributed import (
     node_orbits_distributed,
     triangles_distributed,
 )
+from processes import run_processes
 from torch import distributed as dist
-from torch import multiprocessing
 
 
 def graphs() -> list[Graph]:
@@ -116,7 +116,7 @@ def work(rank: int, size: int, file: str, functions: list, result: str) -> None:
 def test_processes(size, functions, tmp_path):
     if size == 2 and find_spec("innerloop.ops.match"):
         functions = [*functions, matches_equal]
-    multiprocessing.spawn(work, (size, str(tmp_path / "init"), functions, str(tmp_path / "done")), nprocs=size)
+    run_processes(work, size, str(tmp_path / "init"), functions, str(tmp_path / "done"))
     assert [(tmp_path / f"done{rank}").is_file() for rank in range(size)] == [True] * size
 
 

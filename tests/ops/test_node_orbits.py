@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """node_orbits, edge_orbits and graphlets against brute force, identities, closed forms and published counts."""
 
+import functools
 import inspect
 import itertools
 from math import comb, factorial
@@ -9,13 +10,14 @@ from pathlib import Path
 import innerloop
 import pytest
 import torch
-from cases import Record, filter_torch_warnings, run_python
+from cases import Record, filter_torch_warnings
 from innerloop import Graph, edge_orbits, graphlets, node_orbits
 from innerloop.data.tu import GraphDataset, load_mutag, read_edge_list, read_tu
 from innerloop.reference.node_orbits import GRAPHLETS, NUM_ORBITS, overlap_matrix
 from innerloop.reference.node_orbits import edge_orbits as reference_edges
 from innerloop.reference.node_orbits import graphlets as reference_graphlets
 from innerloop.reference.node_orbits import node_orbits as reference_nodes
+from processes import run_python
 from torch import Tensor
 
 NUM_GRAPHLETS = {3: 3, 4: 9, 5: 30}
@@ -61,9 +63,12 @@ def collection(folder: Path, name: str) -> GraphDataset:
     return read_tu(folder / "tu" / f"{name}.txt.xz")
 
 
+overlaps = functools.cache(overlap_matrix)
+
+
 def assert_orbits(graph: Graph, nodes: Tensor, edges: Tensor) -> None:
     """`nodes` and `edges` are the induced counts for k = 5; those for less are the first columns."""
-    every = nodes, edges, nodes @ overlap_matrix(5).T, edges @ overlap_matrix(5, "edge").T
+    every = nodes, edges, nodes @ overlaps(5).T, edges @ overlaps(5, "edge").T
     for k, induced in itertools.product((3, 4, 5), (True, False)):
         n, e = every[:2] if induced else every[2:]
         actual = node_orbits(graph, k, induced=induced)
@@ -207,8 +212,8 @@ def assert_identities(graph: Graph, k: int) -> None:
         for i, (_, orbit, _) in enumerate(GRAPHLETS[: NUM_GRAPHLETS[k]]):
             assert all(total[o] == orbit.count(o) * whole[i] for o in orbit), f"G{i}"
     (nodes, edges), (all_nodes, all_edges) = results[True], results[False]
-    assert torch.equal(all_nodes, nodes @ overlap_matrix(k).T)
-    assert torch.equal(all_edges, edges @ overlap_matrix(k, "edge").T)
+    assert torch.equal(all_nodes, nodes @ overlaps(k).T)
+    assert torch.equal(all_edges, edges @ overlaps(k, "edge").T)
     for rays, orbit in ((2, 2), (3, 7), (4, 23)):
         if rays < k:
             assert all_nodes[:, orbit].tolist() == [comb(x, rays) for x in graph.degree.tolist()]
@@ -234,7 +239,7 @@ def test_identities_of_five_nodes(name, folder):
     assert_identities(network(folder, name), 5)
 
 
-@pytest.mark.parametrize(("n", "density"), [(70, 0.5), (140, 0.9), (300, 0.05), (1000, 0.01)])
+@pytest.mark.parametrize(("n", "density"), [(70, 0.5), (100, 0.9), (300, 0.05), (1000, 0.01)])
 @pytest.mark.parametrize("k", [3, 4, 5])
 def test_identities_of_random_graphs(n, density, k):
     assert_identities(Graph(random_edges(n, density).T, n), k)
@@ -312,9 +317,10 @@ def test_mutag():
 @pytest.mark.parametrize(
     ("n", "k"),
     [
-        *itertools.product((5, 63, 64, 65, 127, 129, 200), (3, 4, 5)),
+        *itertools.product((5, 63, 64, 65, 127, 129, 200), (3, 4)),
+        *itertools.product((5, 63, 64, 65, 129), (5,)),
         (500, 4),
-        pytest.param(1500, 4, marks=pytest.mark.slow),
+        *(pytest.param(n, k, marks=pytest.mark.slow) for n, k in ((1500, 4), (200, 5))),
     ],
 )
 def test_complete_graphs(n, k):
@@ -488,11 +494,11 @@ def results() -> list[Tensor]:
     """The same graphs in every process: skewed, dense, batches of small and of larger graphs."""
     generator = torch.Generator().manual_seed(0)
     skewed = (torch.rand(2, 3000, generator=generator) ** 3 * 400).long()
-    dense = torch.triu_indices(140, 140, 1)
+    dense = torch.triu_indices(90, 90, 1)
     dense = dense[:, torch.rand(dense.shape[1], generator=generator) < 0.7]
     small = torch.randint(0, 30, (2, 90), generator=generator)
     small = small[:, small[0] // 10 == small[1] // 10]
-    graphs = Graph(skewed, 400), Graph(dense, 140), Graph(small, 30, ptr=torch.tensor([0, 10, 10, 20, 30]))
+    graphs = Graph(skewed, 400), Graph(dense, 90), Graph(small, 30, ptr=torch.tensor([0, 10, 10, 20, 30]))
     found = []
     for graph in graphs:
         for per in ("node", "edge", "graph"):
@@ -515,7 +521,7 @@ def here() -> list[Tensor]:
 
 def test_bits_do_not_depend_on_threads(here):
     before = torch.get_num_threads()
-    for threads in (1, 2, 3):
+    for threads in (1, 3):
         torch.set_num_threads(threads)
         again = results()
         torch.set_num_threads(before)
@@ -555,8 +561,7 @@ def test_opcheck(name, k):
 
 
 @filter_torch_warnings
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_compile(backend):
+def test_compile():
     graph = Graph.batch_of([Graph(random_edges(n, 0.6).T, n) for n in (9, 12)])
 
     def everything(one):
@@ -564,7 +569,7 @@ def test_compile(backend):
         return [f(graph, k, induced=induced) + one for k, induced in options for f in FUNCTIONS.values()]
 
     torch._dynamo.reset()
-    compiled = torch.compile(everything, fullgraph=True, backend=backend)
+    compiled = torch.compile(everything, fullgraph=True, backend="inductor")
     assert all(map(torch.equal, compiled(torch.tensor(1)), everything(1)))
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import innerloop
 import pytest
 import torch
-from cases import MULS, SUMS, Case, Record, gradients, make_case, run_python
+from cases import MULS, SUMS, Case, Record, gradients, make_case
 from innerloop.compat import generalized_rspmm
+from processes import run_python
 from tolerances import assert_close
 
 

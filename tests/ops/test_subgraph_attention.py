@@ -3,8 +3,9 @@
 
 import pytest
 import torch
-from cases import filter_torch_warnings, run_python
+from cases import filter_torch_warnings
 from innerloop import reference, subgraph_attention
+from processes import run_python
 from tolerances import assert_close, assert_close_to_truth
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -9,10 +9,10 @@ import sys
 
 import innerloop
 import torch
-from cases import run_python
 from innerloop import doctor
 from innerloop.cli import main
 from innerloop.ops._registry import REGISTERED
+from processes import run_python
 
 
 def test_json_names_every_op_and_its_path(capsys):

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from cases import run_python
+from processes import run_python
 
 MEASURE = """
 import json, sys, time, torch
@@ -37,7 +37,7 @@ assert not wrong, wrong
 def test_import_takes_milliseconds_and_prints_nothing():
     runs = []
     for _ in range(3):
-        (line,) = run_python(MEASURE).splitlines()  # -W error: a warning is a failure
+        (line,) = run_python(MEASURE).splitlines()  # a warning is a failure
         runs.append(json.loads(line))
     assert min(seconds for seconds, _ in runs) <= 0.030
     assert not set(runs[0][1]) & {"pytorch_lightning", "triton", "cupy", "numba"}

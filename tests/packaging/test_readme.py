@@ -3,7 +3,6 @@
 
 import importlib
 import inspect
-import os
 import re
 import shlex
 import subprocess
@@ -11,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import run_python
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -41,15 +41,15 @@ def test_pages_show_examples():
 
 @pytest.mark.parametrize("code", EXAMPLES)
 def test_examples_run(code, tmp_path):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    run_python(code, cwd=tmp_path, timeout=120)
+
+
+def test_first_example_is_short_and_its_interpreter_ends_well(tmp_path):
+    code = blocks(README, "python")[0]
+    assert len(code.splitlines()) <= 10
     command = [sys.executable, "-W", "error", "-c", code]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-
-
-def test_first_example_is_short():
-    assert len(blocks(README, "python")[0].splitlines()) <= 10
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_readme_has_the_two_set_up_commands():

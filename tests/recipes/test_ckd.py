@@ -645,16 +645,19 @@ def test_the_teacher_is_trained_once(data, images, tmp_path, started, capsys):
     assert saved["accuracy"] == stored["test"]["accuracy"]
     assert stored["config"]["student_model"] == "cnn-4-8"
 
-    again = fit(**settings, seed=4, method="kd")  # the student's settings do not concern the teacher
+    # The student's settings do not concern the teacher; 32 is another name of 32-true.
+    again = fit(**settings, seed=4, method="kd", precision="32")
     assert started[2:] == [tmp_path.name]
     assert first["config"]["teacher_digest"] == again["config"]["teacher_digest"] != ""
 
-    fit(**settings | {"teacher_epochs": 2})
+    fit(**settings, precision="bf16-mixed")
     assert started[3:] == ["teacher", tmp_path.name]
+    fit(**settings | {"teacher_epochs": 2})
+    assert started[5:] == ["teacher", tmp_path.name]
     fit(**settings | {"output": tmp_path / "other"}, teacher=tmp_path / "teacher.pt", teacher_seed=9)
-    assert started[5:] == ["other"]
+    assert started[7:] == ["other"]
     fit(**settings | {"output": tmp_path / "none"}, method="plain")
-    assert started[6:] == ["none"]
+    assert started[8:] == ["none"]
     assert not (tmp_path / "none" / "teacher.pt").exists()
 
 
@@ -820,8 +823,13 @@ def test_compare(study, tmp_path, capsys, started):
     capsys.readouterr()
     compare(**arguments | {"seeds": [4], "methods": ["kd", "plain"]})
     assert "± nan" in capsys.readouterr().out  # one value has no deviation
+    started.clear()
+    compare(**arguments, precision="32")  # another name of the same
+    assert started == []
     with pytest.raises(ValueError, match="cannot resume with other settings: epochs was 1 and is 2"):
         compare(**arguments, epochs=2)
+    with pytest.raises(ValueError, match="cannot resume with other settings: precision was 32-true and is bf16-mixed"):
+        compare(**arguments, precision="bf16-mixed")
 
 
 def test_compare_by_what_is_held_out(study, tmp_path):

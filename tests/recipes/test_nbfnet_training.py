@@ -287,7 +287,7 @@ def test_two_processes(run, tiny, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", "2", str(script), str(tiny), str(run[0] / "best.ckpt")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, str(tmp_path)], check=True, env=environment, timeout=120)
+    subprocess.run([*command, str(tmp_path)], check=True, env=environment, timeout=250)
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     assert ranks[0] == ranks[1]
     assert ranks[0][0] == run[1]["test"]

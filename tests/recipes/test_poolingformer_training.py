@@ -468,7 +468,7 @@ def test_fit_reads_its_preset(monkeypatch, tmp_path):
     assert result["published"] == {}  # of another test set
 
 
-def test_fit_does_not_overwrite_a_run(monkeypatch, tmp_path):
+def test_fit_does_not_overwrite_a_run(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(PRESETS, ("listops", "quick"), {**SMALL, "length": 16, "min_length": 3, "epochs": 1})
     monkeypatch.chdir(tmp_path)
     counts = {"train": 8, "valid": 3, "test": 3}
@@ -479,8 +479,11 @@ def test_fit_does_not_overwrite_a_run(monkeypatch, tmp_path):
         ):
             fit(**counts, seed=1, output=output, **QUIET)
     (tmp_path / "runs" / "poolingformer" / "listops-16" / "metrics.json").unlink()
-    with pytest.raises(ValueError, match=r"listops-16: holds the last\.ckpt of a run"):
-        fit(**counts, seed=1, **QUIET)
+    capsys.readouterr()
+    options = [word for name, count in counts.items() for word in (f"--{name}", str(count))]
+    assert main(["poolingformer", "fit", *options]) == 2
+    expected = "listops-16: holds the last.ckpt of a run, expected another output, or --resume auto to go on\n"
+    assert capsys.readouterr().err.endswith(expected)
     assert fit(**counts, resume="auto", **QUIET)["test"] == first["test"]
 
 

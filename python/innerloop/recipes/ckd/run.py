@@ -135,7 +135,7 @@ def fit(
     config = make_config(preset, **settings)
     images = read_images(config, data, download=download)
     folder = output or Path("runs") / "ckd" / f"{preset}-{method}"
-    options = {"precision": precision, "accelerator": accelerator, "progress": progress}
+    options = _trainer_options(precision, accelerator, progress)
     problem = Problem(images, config)
     master = None if method == "plain" else make_teacher(images, config, folder, teacher, **options)
     return train_on(
@@ -148,6 +148,13 @@ def fit(
         resume=resume,
         **options,
     )
+
+
+def _trainer_options(precision: str, accelerator: str, progress: bool) -> dict[str, Any]:
+    """Options of ``run``; the precision has the name under which metrics.json stores it, bf16-mixed for bf16."""
+    with quiet():
+        trainer = make_trainer(precision, accelerator, progress, logger=False)
+    return {"precision": trainer.precision, "accelerator": accelerator, "progress": progress}
 
 
 def _published(preset: str, config: Config, images: Images) -> dict[str, Any] | None:
@@ -191,14 +198,23 @@ def _taught(config: Config, teacher: Teacher | None) -> Config:
     return replace(config, teacher_digest="" if teacher is None else teacher.digest)
 
 
-def make_teacher(images: Images, config: Config, output: Path, path: Path | None = None, **options: Any) -> Teacher:
-    """The teacher in ``path``; else teacher.pt in ``output``, which is trained first unless its settings are these.
+def make_teacher(
+    images: Images,
+    config: Config,
+    output: Path,
+    path: Path | None = None,
+    *,
+    precision: str = "32-true",
+    **options: Any,
+) -> Teacher:
+    """The teacher in ``path``; else teacher.pt in ``output``, which is trained first unless its settings and precision
+    are these.
 
     An interrupted training goes on. A file holds the parameters of the network under the name "model"; no code in it
     is run.
 
     Args:
-        options: precision, accelerator, progress.
+        precision: as ``_trainer_options`` names it. options: accelerator, progress.
 
     Raises:
         FileNotFoundError: there is no file ``path``.
@@ -208,7 +224,7 @@ def make_teacher(images: Images, config: Config, output: Path, path: Path | None
 
     wanted = teacher_config(config)
     problem = Problem(images, wanted)
-    identity = {"dataset": images.name, "config": asdict(wanted)}
+    identity = {"dataset": images.name, "config": asdict(wanted), "precision": precision}
     stored = path or output / "teacher.pt"
     saved = None if path is None and not stored.is_file() else read_checkpoint(stored)
     if path is not None or (isinstance(saved, dict) and saved.get("identity") == identity):
@@ -219,11 +235,11 @@ def make_teacher(images: Images, config: Config, output: Path, path: Path | None
         if saved.get("identity", {}).get("dataset") == images.name:
             return Teacher(task.model, saved["accuracy"])
         with quiet():
-            trainer = make_trainer(logger=False, **options)
+            trainer = make_trainer(precision, logger=False, **options)
             accuracy = evaluated(trainer, task, CKDData(problem, wanted), "test")["accuracy"]
         return Teacher(task.model, accuracy)
     folder = output / "teacher"
-    result, task = _train(problem, wanted, folder, None, None, resume="auto", **options)
+    result, task = _train(problem, wanted, folder, None, None, resume="auto", precision=precision, **options)
     accuracy = result["test"]["accuracy"]
     if task.trainer.is_global_zero:
         partial = stored.with_suffix(".partial")
@@ -346,7 +362,7 @@ def compare(
     problem = Problem(images, first)
     problem.size(split)
     folder = output or Path("runs") / "ckd" / f"compare-{preset}"
-    options = {"precision": precision, "accelerator": accelerator, "progress": progress}
+    options = _trainer_options(precision, accelerator, progress)
     master = make_teacher(images, first, folder, teacher, **options)
     masters = {row: None if config.method == "plain" else master for row, config in configs.items()}
     configs = {row: _taught(config, masters[row]) for row, config in configs.items()}
@@ -356,7 +372,7 @@ def compare(
             config = replace(configs[row], seed=seed)
             place = folder / f"{row.replace(':', ',')}-{seed}"
             try:
-                result = _finished(place, config, images.name) or train_on(
+                result = _finished(place, config, images.name, options["precision"]) or train_on(
                     problem, config, place, masters[row], data=data, resume="auto", **options
                 )
             except Diverged:
@@ -399,11 +415,11 @@ def _parse_row(row: str) -> dict[str, Any]:
     return settings
 
 
-def _finished(place: Path, config: Config, dataset: str) -> dict[str, Any] | None:
-    """The result of a finished run with these settings."""
+def _finished(place: Path, config: Config, dataset: str, precision: str) -> dict[str, Any] | None:
+    """The result of a finished run with these settings, in this precision."""
     try:
         stored = json.loads((place / "metrics.json").read_text())
-        same = stored["dataset"] == dataset and Config(**stored["config"]) == config
+        same = (stored["dataset"], stored["precision"]) == (dataset, precision) and Config(**stored["config"]) == config
     except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError):
         return None
     return stored if same else None

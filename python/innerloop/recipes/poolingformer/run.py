@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from innerloop.recipes._run import evaluated, load_checkpoint, make_trainer, quiet, run, table
+from innerloop.recipes._run import UsageError, evaluated, load_checkpoint, make_trainer, quiet, run, table
 from innerloop.recipes.poolingformer.config import PUBLISHED, Config, make_config
 from innerloop.recipes.poolingformer.tasks import GENERATED, Problem, make_problem
 
@@ -150,7 +150,7 @@ def fit(
 def _refuse_to_overwrite(folder: Path) -> None:
     for name in ("metrics.json", "last.ckpt"):
         if (folder / name).exists():
-            raise ValueError(f"{folder}: holds the {name} of a run, expected another output, or --resume auto to go on")
+            raise UsageError(f"{folder}: holds the {name} of a run, expected another output, or --resume auto to go on")
 
 
 def _same_task(a: Config, b: Config) -> bool:
