@@ -74,6 +74,8 @@ class Graph:
                 f"Graph: edge_index has the edge {tuple(self._ends[across].tolist())}, expected two nodes of the same "
                 "graph of the batch"
             )
+        if self.num_graphs != 1:
+            _ = self.batch  # a cached property cannot be read for the first time inside torch.compile
 
     @property
     def num_graphs(self) -> int:

@@ -350,7 +350,8 @@ V = 3_000_000
 graph = innerloop.RelGraph(torch.zeros(2, 0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), V, 1)
 args = (torch.ones(1, 4), torch.zeros(V, 4, 4), torch.zeros(4, dtype=torch.int64), torch.ones(4, 4),
         torch.ones(1, 52), torch.zeros(1), None, None, torch.ones(V, 3))
-size = int(open("/proc/self/statm").read().split()[0]) * 4096
+with open("/proc/self/statm") as file:
+    size = int(file.read().split()[0]) * 4096
 resource.setrlimit(resource.RLIMIT_AS, (size + 70_000_000, size + 70_000_000))  # out takes 48 million
 with pytest.raises(MemoryError, match="no memory for .* bytes of scratch"), torch.no_grad():
     innerloop.nbfnet_layer(graph, *args, residual=False)
