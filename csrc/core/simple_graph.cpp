@@ -16,17 +16,20 @@ struct Order {
 };
 
 Order order_of(const SimpleEdges& a) {
-  const int64_t last = a.num_nodes - 1;
-  int64_t signs = 0, before = -1;  // of what must not be negative; the pair before as one number
+  // Unsigned, as any id may come: the highest bit of `signs` tells of one below 0 or above the last.
+  const uint64_t last = static_cast<uint64_t>(a.num_nodes) - 1;
+  uint64_t signs = 0;
+  int64_t before = -1;  // the last pair as one number
   bool ascending = true, upward = true;
   for (int64_t e = 0; e < a.num_pairs; ++e) {
-    const int64_t u = a.src[e], v = a.dst[e], pair = static_cast<int64_t>(static_cast<uint64_t>(u) << 32) + v;
+    const uint64_t u = static_cast<uint64_t>(a.src[e]), v = static_cast<uint64_t>(a.dst[e]);
+    const int64_t pair = static_cast<int64_t>((u << 32) + v);
     signs |= u | v | (last - u) | (last - v);
     ascending &= pair > before;
     upward &= u < v;
     before = pair;
   }
-  return {signs >= 0, ascending, upward};
+  return {signs >> 63 == 0, ascending, upward};
 }
 
 // Whether ascending pairs hold the reverse of each. Reverses of a row's upward pairs follow each other in order, so a

@@ -65,21 +65,60 @@ class Arena {
 
 namespace {
 
+// Threads at work. A caller that is done waits for the others by asking on: they hear of a Ctrl-C through it alone.
+class Presence {
+ public:
+  void enter() {
+#pragma omp atomic update
+    ++begun_;
+  }
+  void leave() {
+#pragma omp atomic update
+    ++ended_;
+  }
+  // Those that have not begun will see that nothing is left.
+  template <class F>
+  void wait(Poll poll, F&& look) {
+    while (poll.ask != nullptr && poll.is_caller(poll.state)) {
+      int64_t on, off;
+#pragma omp atomic read
+      off = ended_;
+#pragma omp atomic read
+      on = begun_;
+      if (on == off) break;
+      look();
+      poll.nap(poll.state);
+    }
+  }
+
+ private:
+  int64_t begun_ = 0, ended_ = 0;
+};
+
 // task(i, arena) for i in [0, count), in ascending order on each of up to `threads` threads, which have an arena each.
 template <class F>
-IL_INLINE void tasks_in_arenas(int64_t count, int threads, F&& task) {
+IL_INLINE void tasks_in_arenas(int64_t count, int threads, F&& task, Poll poll = Poll{}) {
   threads = int(max64(1, min64(threads, count)));
   int64_t next = 0;
+  Presence presence;
   parallel_tasks(threads, threads, [&](int64_t) {
     Arena arena;
-    for (;;) {
-      int64_t i;
+    presence.enter();
+    try {
+      for (;;) {
+        int64_t i;
 #pragma omp atomic capture
-      i = next++;
-      if (i >= count) return;
-      arena.reset();
-      task(i, arena);
+        i = next++;
+        if (i >= count) break;
+        arena.reset();
+        task(i, arena);
+      }
+    } catch (const OutOfMemory&) {
+      presence.leave();
+      throw;
     }
+    presence.leave();
+    if (threads > 1) presence.wait(poll, [&] { poll.ask(poll.state); });
   });
 }
 

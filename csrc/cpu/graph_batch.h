@@ -71,33 +71,36 @@ void for_each_graph(GraphBatch& batch, F&& body) {
   Scratch<int32_t> rank(all.num_nodes);
   for (int64_t r = 0; r < all.num_nodes; ++r) rank.get()[all.order[r]] = int32_t(r);
   batch.closed = batch.finished = true;
-  tasks_in_arenas(batch.num_graphs, batch.threads, [&](int64_t b, Arena& arena) {
-    if (stopped(batch)) return;
-    const int64_t first = batch.ptr[b], n = batch.ptr[b + 1] - first;
-    int64_t entries = 0;
-    for (int64_t v = 0; v < n; ++v) {
-      const int64_t r = rank.data()[first + v];
-      entries += all.rowptr[r + 1] - all.rowptr[r];
-    }
-    Csr g(n, entries, arena);
-    int64_t at = 0;
-    for (int64_t v = 0; v < n; ++v) {
-      g.rowptr[v] = at;
-      const int64_t r = rank.data()[first + v];
-      for (int64_t e = all.rowptr[r]; e < all.rowptr[r + 1]; ++e, ++at) {
-        const int64_t w = all.order[all.col[e]] - first;
-        if (w < 0 || w >= n) {
-#pragma omp atomic write
-          batch.closed = false;
-          return;
+  tasks_in_arenas(
+      batch.num_graphs, batch.threads,
+      [&](int64_t b, Arena& arena) {
+        if (stopped(batch)) return;
+        const int64_t first = batch.ptr[b], n = batch.ptr[b + 1] - first;
+        int64_t entries = 0;
+        for (int64_t v = 0; v < n; ++v) {
+          const int64_t r = rank.data()[first + v];
+          entries += all.rowptr[r + 1] - all.rowptr[r];
         }
-        g.col[at] = int32_t(w);
-        g.eid[at] = all.eid[e];
-      }
-    }
-    g.rowptr[n] = at;
-    body(b, g, arena);
-  });
+        Csr g(n, entries, arena);
+        int64_t at = 0;
+        for (int64_t v = 0; v < n; ++v) {
+          g.rowptr[v] = at;
+          const int64_t r = rank.data()[first + v];
+          for (int64_t e = all.rowptr[r]; e < all.rowptr[r + 1]; ++e, ++at) {
+            const int64_t w = all.order[all.col[e]] - first;
+            if (w < 0 || w >= n) {
+#pragma omp atomic write
+              batch.closed = false;
+              return;
+            }
+            g.col[at] = int32_t(w);
+            g.eid[at] = all.eid[e];
+          }
+        }
+        g.rowptr[n] = at;
+        body(b, g, arena);
+      },
+      batch.poll);
 }
 
 }  // namespace

@@ -32,7 +32,8 @@ void merge_sort(A* items, int64_t n, A* spare, Before&& before) {
 // Colour refinement (1-WL) of nodes that are already ordered by `before`, equal ones by index: classes are split by
 // their neighbours' colours, edge values included, until nothing changes.
 template <class Before>
-void refine(const Csr& g, Arena& arena, const float* edge_value, int32_t* order, int32_t* spare, Before&& before) {
+void refine(const Csr& g, GraphBatch& batch, Arena& arena, const float* edge_value, int32_t* order, int32_t* spare,
+            Before&& before) {
   const int64_t n = g.n;
   int32_t *color = arena.take<int32_t>(n), *finer = arena.take<int32_t>(n);
   uint64_t *near = arena.take<uint64_t>(g.end(n - 1)), *spare_near = arena.take<uint64_t>(n);
@@ -67,6 +68,7 @@ void refine(const Csr& g, Arena& arena, const float* edge_value, int32_t* order,
     }
     merge_sort(order, n, spare, precedes);
     classes = count_classes(precedes);
+    if (stopped(batch)) return;
   }
 }
 
@@ -90,7 +92,7 @@ void order_nodes(const Csr& g, Arena& arena, MotifGrid& p, int64_t first, int32_
     return p.tie == Tie::kCanonical && value[a] < value[b];
   };
   merge_sort(order, n, spare, before);
-  if (p.tie == Tie::kCanonical && n > 0) refine(g, arena, p.edge_value, order, spare, before);
+  if (p.tie == Tie::kCanonical && n > 0) refine(g, p.batch, arena, p.edge_value, order, spare, before);
 }
 
 // `out` is g with the nodes numbered by their position in `order`, the columns of a row ascending.

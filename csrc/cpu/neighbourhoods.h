@@ -94,10 +94,10 @@ struct Hit {
 };
 
 // The edges between the out-neighbours of each of a range of nodes, kept by a first pass for a second one. Threads
-// write to blocks of their own; at most kMost bytes are kept.
+// write to blocks of their own; at most kMost bytes are kept, by all stores that share them.
 class HitStore {
  public:
-  explicit HitStore(int64_t num_nodes) : kept_(num_nodes) {
+  explicit HitStore(int64_t num_nodes, int sharers = 1) : kept_(num_nodes), most_(kMost / sharers) {
     fill(kept_.get(), num_nodes, static_cast<int64_t*>(nullptr));
   }
   ~HitStore() { drop(nullptr); }
@@ -131,7 +131,7 @@ class HitStore {
       const int64_t count = max64(words, kBlockWords);
       bool room = false;
 #pragma omp critical(il_hits)
-      if (store_->words_ + count <= kMost / 8) {
+      if (store_->words_ + count <= store_->most_ / 8) {
         Block* block = static_cast<Block*>(std::malloc(sizeof(Block) + count * sizeof(int64_t)));
         if (block != nullptr) {
           block->next = store_->blocks_, block->words = count;
@@ -165,6 +165,7 @@ class HitStore {
   static constexpr int64_t kMost = int64_t(256) << 20, kBlockWords = 1 << 15;
 
   Scratch<int64_t*> kept_;
+  const int64_t most_;
   int64_t first_ = 0;
   Block* blocks_ = nullptr;
   int64_t words_ = 0;

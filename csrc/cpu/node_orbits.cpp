@@ -66,6 +66,8 @@ struct BlockArgs {
   const Counts& counts;
   const Blocks& blocks;
   const SumArgs& sums;
+  int threads;
+  Poll poll;
 };
 
 template <class Count>
@@ -73,7 +75,8 @@ class BlockWorker {
  public:
   BlockWorker(const BlockArgs& a, bool)
       : blocks_(a.blocks),
-        hits_(a.blocks.largest),
+        poll_(a.poll),
+        hits_(a.blocks.largest, a.threads),
         counts_(with(a.counts, &hits_)),
         dense_(counts_),
         cliques_(counts_, true),
@@ -89,7 +92,11 @@ class BlockWorker {
     for (int64_t begin = first, end = first, reach = -1; end < last; ++end) {
       if (o.outdegree(end) > 0) reach = max64(reach, o.out(end)[o.outdegree(end) - 1]);
       if (reach > end) continue;
-      dense_.suits(begin, end + 1) ? dense_(begin, end + 1) : list(begin, end + 1);
+      if (dense_.suits(begin, end + 1)) {
+        dense_(begin, end + 1);
+      } else {
+        list(begin, end + 1);
+      }
       begin = end + 1;
     }
     walk(first, last, triangles_), walk(first, last, near_), walk(first, last, far_);
@@ -102,8 +109,11 @@ class BlockWorker {
     return counts;
   }
   template <class Worker>
-  static void walk(int64_t first, int64_t last, Worker& worker) {
-    for (int64_t v = first; v < last; ++v) worker(v);
+  void walk(int64_t first, int64_t last, Worker& worker) {
+    for (int64_t v = first; v < last; ++v) {
+      worker(v);
+      if (v % 16 == 15 && poll_.ask != nullptr && poll_.ask(poll_.state)) return;  // as will share_range
+    }
   }
   void list(int64_t first, int64_t last) {
     cliques_.writer().restart(first, last);
@@ -111,6 +121,7 @@ class BlockWorker {
   }
 
   const Blocks& blocks_;
+  const Poll poll_;
   HitStore hits_;
   Counts counts_;
   DenseBlock dense_;
@@ -269,7 +280,7 @@ void node_orbits(NodeOrbits& args) {
     const TriangleSums only{oriented, c.t};
     if (!share_out<TriangleWorker>(n, kChunk, args.threads, args.poll, only)) return;
   } else if (blocks.useful) {
-    if (!count_blocks({c, blocks, sums}, args.threads, args.poll)) return;
+    if (!count_blocks({c, blocks, sums, args.threads, args.poll}, args.threads, args.poll)) return;
   } else {
     if (!share_out<CliqueWorker>(n, kChunk, args.threads, args.poll, c)) return;
     if (!share_out<FanWorker>(n, kChunk, args.threads, args.poll, c)) return;

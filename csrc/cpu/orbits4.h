@@ -10,7 +10,8 @@ namespace IL_ISA {
 namespace {
 
 IL_INLINE int64_t pairs(int64_t x) { return x * (x - 1) / 2; }
-IL_INLINE int64_t triples(int64_t x) { return x * (x - 1) / 2 * (x - 2) / 3; }
+// Without a product larger than the result: 3 divides one of the factors.
+IL_INLINE int64_t triples(int64_t x) { return pairs(x) % 3 == 0 ? pairs(x) / 3 * (x - 2) : pairs(x) * ((x - 2) / 3); }
 
 // C(x, 4), without a product larger than the result: fits up to x = 122,000.
 IL_INLINE int64_t quadruples(int64_t x) { return triples(x) / 4 * (x - 3) + triples(x) % 4 * (x - 3) / 4; }

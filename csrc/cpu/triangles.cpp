@@ -59,6 +59,7 @@ CommonBits common_bits() {
 struct BitRows {
   int64_t first, last, words;
   uint64_t* rows;
+  int64_t most_pairs;  // so many members of a row are looked up in pairs: the rows to walk instead are longer
 
   bool has(int64_t v) const { return v >= first; }
   uint64_t* row(int64_t v) const { return rows + (v - first) * words; }
@@ -77,7 +78,7 @@ constexpr int64_t kMostRows = 8192;
 // The highest of the ranks [first, last), which no edge leaves, for as many as bits take fewer cycles than rows of
 // neighbours; counts of cycles are rough ones of a Zen 4.
 BitRows choose_rows(const Oriented& o, int64_t first, int64_t last, double cycles_per_word, Arena& arena) {
-  BitRows best{last, last, 0, nullptr};
+  BitRows best{last, last, 0, nullptr, 0};
   double edges = 0, walked = 0, most = 0;
   for (int64_t size = 64, from = last; from > first && size <= kMostRows; size *= 2) {
     const int64_t to = max64(first, last - size), words = (last - to + 64 * kLine - 1) / (64 * kLine) * kLine;
@@ -88,7 +89,7 @@ BitRows choose_rows(const Oriented& o, int64_t first, int64_t last, double cycle
     }
     const double bits = double(last - to) * double(words) / 2 + edges * (14 + double(words) * cycles_per_word);
     const double saved = 25 * edges + 2.9 * walked - bits;
-    if (saved > most) most = saved, best = {to, last, words, nullptr};
+    if (saved > most) most = saved, best = {to, last, words, nullptr, int64_t(2 * edges) / (last - to)};
   }
   if (best.words > 0) best.rows = arena.take<uint64_t>((last - best.first) * best.words);
   return best;
@@ -152,11 +153,6 @@ class RootWorker {
         found_(pass.o.max_out + 1),
         local_(pass.o.max_out) {
     fill(marks_.get(), o_.g.num_nodes, uint8_t(0));
-    // Pairs instead of rows where these are longer.
-    const BitRows& bits = pass.bits;
-    int64_t edges = 0;
-    for (int64_t v = bits.first; v < bits.last; ++v) edges += o_.outdegree(v);
-    most_pairs_ = bits.words == 0 ? 0 : 2 * edges / (bits.last - bits.first);
   }
   void operator()(int64_t v) {
     const int64_t size = o_.outdegree(v);
@@ -164,7 +160,7 @@ class RootWorker {
     const int32_t* nodes = o_.out(v);
     int64_t high = size;
     while (high > 0 && pass_.bits.has(nodes[high - 1])) --high;
-    const bool by_pair = size - high >= 2 && size - high <= most_pairs_;
+    const bool by_pair = size - high >= 2 && size - high <= pass_.bits.most_pairs;
     const int64_t walks = by_pair ? high : size - 1;
     int64_t total = by_pair ? pairs_with_bits(nodes + high, size - high) : 0;
     if (walks > 0) {
@@ -217,7 +213,6 @@ class RootWorker {
   Partial<int64_t> twice_;
   Scratch<uint8_t> marks_;
   Scratch<int32_t> found_, local_;
-  int64_t most_pairs_;
 };
 
 bool run(const Pass& pass, int threads, Poll poll) {
@@ -252,7 +247,13 @@ class BlockWorker {
     arena_.reset();
     pass_.bits = choose_rows(pass_.o, first, last, pass_.common.cycles, arena_);
     for (int64_t v = pass_.bits.first; v < last; ++v) pass_.bits.fill_row(pass_.o.g, v);
-    for (int64_t v = first; v < pass_.bits.first; ++v) pass_.edge != nullptr ? by_edge_(v) : roots_(v);
+    for (int64_t v = first; v < pass_.bits.first; ++v) {
+      if (pass_.edge != nullptr) {
+        by_edge_(v);
+      } else {
+        roots_(v);
+      }
+    }
     for (int64_t v = pass_.bits.first; v < last; ++v) bits_(v);
   }
   void merge() {}
@@ -273,7 +274,7 @@ bool count(const Oriented& o, int32_t* edge, int64_t* twice, const Triangles& ar
   const int64_t n = o.g.num_nodes;
   const Blocks blocks(o, args.threads);
   if (blocks.useful) {
-    const Pass all{o, {n, n, 0, nullptr}, common, edge, twice};
+    const Pass all{o, {n, n, 0, nullptr, 0}, common, edge, twice};
     const Batch batch{blocks, all};
     return share_range<BlockWorker>(0, blocks.count, 1, args.threads, args.poll, batch);
   }

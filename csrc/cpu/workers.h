@@ -50,7 +50,7 @@ class Partial {
 template <class Worker, class Args>
 IL_INLINE bool share_range(int64_t begin, int64_t end, int64_t chunk, int threads, Poll poll, Args& args) {
   const int64_t count = end - begin;
-  int64_t next = begin, begun = 0, ended = 0;
+  int64_t next = begin;
   int stopped = 0;
   if (threads > (count + chunk - 1) / chunk) threads = int(max64(1, (count + chunk - 1) / chunk));
   const auto look = [&] {
@@ -58,41 +58,37 @@ IL_INLINE bool share_range(int64_t begin, int64_t end, int64_t chunk, int thread
 #pragma omp atomic write
     stopped = 1;
   };
+  Presence presence;
   parallel_tasks(threads, threads, [&](int64_t) {
     Worker worker(args, threads == 1);
-#pragma omp atomic update
-    ++begun;
-    for (;;) {
-      int64_t first;
-      int stop;
+    presence.enter();
+    try {
+      for (;;) {
+        int64_t first;
+        int stop;
 #pragma omp atomic capture
-      {
-        first = next;
-        next += chunk;
-      }
+        {
+          first = next;
+          next += chunk;
+        }
 #pragma omp atomic read
-      stop = stopped;
-      if (first >= end || stop) break;
-      for (int64_t i = first; i < min64(first + chunk, end); ++i) {
-        worker(i);
-        if (i % 16 == 15) look();
+        stop = stopped;
+        if (first >= end || stop) break;
+        for (int64_t i = first; i < min64(first + chunk, end); ++i) {
+          worker(i);
+          if (chunk < 16 || i % 16 == 15) look();
+        }
       }
+    } catch (const OutOfMemory&) {  // the others stop, parallel_tasks throws it again
+#pragma omp atomic write
+      stopped = 1;
+      presence.leave();
+      throw;
     }
 #pragma omp critical(il_merge)
     worker.merge();
-#pragma omp atomic update
-    ++ended;
-    // Those that have not begun will see that nothing is left.
-    while (threads > 1 && poll.ask != nullptr && poll.is_caller(poll.state)) {
-      int64_t on, off;
-#pragma omp atomic read
-      off = ended;
-#pragma omp atomic read
-      on = begun;
-      if (on == off) break;
-      look();
-      poll.nap(poll.state);
-    }
+    presence.leave();
+    if (threads > 1) presence.wait(poll, look);
   });
   return stopped == 0;
 }

@@ -49,7 +49,10 @@ struct OrbitArgs {
 };
 
 __device__ __forceinline__ long long pairs(long long x) { return x * (x - 1) / 2; }
-__device__ __forceinline__ long long triples(long long x) { return x * (x - 1) / 2 * (x - 2) / 3; }
+// Without a product larger than the result: 3 divides one of the factors.
+__device__ __forceinline__ long long triples(long long x) {
+  return pairs(x) % 3 == 0 ? pairs(x) / 3 * (x - 2) : pairs(x) * ((x - 2) / 3);
+}
 __device__ __forceinline__ bool has_bit(const unsigned long long* row, int i) { return row[i / 64] >> (i % 64) & 1; }
 
 // The next of the items that all blocks share out among them.

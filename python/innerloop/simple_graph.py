@@ -257,6 +257,8 @@ def _nodes(source: Tensor, destination: Tensor, num_nodes: int | None, ptr: Tens
     ptr = ptr.to("cpu", torch.int64).clone()
     if ptr.dim() != 1 or not ptr.numel() or int(ptr[0]) != 0 or bool((ptr.diff() < 0).any()):
         raise ValueError(f"Graph: ptr is {_short(ptr)}, expected (B + 1,) ascending offsets that start with 0")
+    if int(ptr[-1]) >= 2**31:
+        raise ValueError(f"Graph: ptr ends with {int(ptr[-1])}, expected fewer than 2**31 nodes")
     if num_nodes is not None and int(ptr[-1]) != num_nodes:
         raise ValueError(f"Graph: ptr ends with {int(ptr[-1])}, expected num_nodes = {num_nodes}")
     return ptr, int(ptr[-1])

@@ -379,6 +379,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the backgro
 clique, large = (Graph(torch.triu_indices(n, n, 1)) for n in (200, 1200))
 star = Graph(torch.stack([torch.zeros(700, dtype=torch.int64), torch.arange(1, 701)]))
 path = Graph(torch.stack([torch.arange(59999), torch.arange(1, 60000)]))
+few = Graph.batch_of([Graph(torch.triu_indices(600, 600, 1))] * 8)
+uneven = Graph.batch_of([path] + [Graph(torch.tensor([[0], [1]]))] * 5)
 calls = {
     "match": lambda: match(clique, "K8"),
     "one heavy root": lambda: match(clique, "K8", roots=(0, 16), output="node_counts"),
@@ -386,6 +388,8 @@ calls = {
     "grid": lambda: motif_grid(star, 1, k=5),
     "closeness": lambda: closeness(path),
     "sampled closeness": lambda: closeness(path, samples=50000),
+    "few graphs": lambda: node_orbits(few, 4),
+    "uneven graphs": lambda: closeness(uneven),
 }
 for threads in (1, 2):
     torch.set_num_threads(threads)
@@ -402,6 +406,15 @@ for threads in (1, 2):
 
 
 def test_ctrl_c_stops_a_count():
-    names = ["match", "one heavy root", "orbits", "grid", "closeness", "sampled closeness"]
+    names = [
+        "match",
+        "one heavy root",
+        "orbits",
+        "grid",
+        "closeness",
+        "sampled closeness",
+        "few graphs",
+        "uneven graphs",
+    ]
     expected = [f"interrupted: {threads} {name}" for threads in (1, 2) for name in names]
     assert run_python(INTERRUPTED, timeout=200).splitlines() == expected

@@ -487,6 +487,13 @@ def test_dense_graphs_as_a_batch():
         assert torch.equal(innerloop.triangles(batch, per), torch.cat(alone))
 
 
+@pytest.mark.slow
+def test_star_whose_triples_pass_63_bits_on_the_way():
+    leaves = 2_650_000
+    star = Graph(torch.stack([torch.zeros(leaves, dtype=torch.int64), torch.arange(1, leaves + 1)]))
+    assert int(node_orbits(star, 4)[0, 7]) == comb(leaves, 3)
+
+
 # Promises
 
 

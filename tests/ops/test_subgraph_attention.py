@@ -340,3 +340,9 @@ def test_bad_arguments(change, error, text):
     args = {"v": V, "e": E, "g": E, "bias": torch.ones(3, 4)} | change
     with pytest.raises(error, match=text):
         subgraph_attention(args.pop("v"), **args)
+
+
+def test_no_node_and_many_channels():
+    v, e, bias = torch.zeros(1, 1, 0, 9000), torch.zeros(1, 1, 0), torch.zeros(1, 9000, requires_grad=True)
+    subgraph_attention(v, e, e, bias).sum().backward()
+    assert torch.equal(bias.grad, torch.zeros(1, 9000))
