@@ -157,6 +157,13 @@ class Record(TorchDispatchMode):
         """Arguments of the recorded calls of innerloop::name."""
         return [(a, k) for f, a, k in self.calls if f.name() == f"innerloop::{name}"]
 
+    def opcheck(self) -> None:
+        """torch.library.opcheck of the recorded calls of our ops, of which there has to be one, as they were made."""
+        ours = [call for call in self.calls if call[0].namespace == "innerloop"]
+        assert ours
+        for op, args, kwargs in ours:
+            torch.library.opcheck(op, args, kwargs)
+
     @property
     def names(self) -> set[str]:
         return {f.name() for f, _, _ in self.calls}

@@ -23,6 +23,18 @@ inline il::SimpleGraph simple_graph(pybind11::handle index, pybind11::handle adj
   return graph;
 }
 
+// C(degree, k - 1) has to fit int64.
+inline void check_degrees(const il::SimpleGraph& graph, int k, const char* op) {
+  constexpr int64_t kLimits[] = {int64_t(1) << 31, 3810000, 121900};
+  const int64_t limit = kLimits[k - 3];
+  for (int64_t v = 0; v < graph.num_nodes; ++v) {
+    const int64_t degree = graph.rowptr[v + 1] - graph.rowptr[v];
+    IL_CHECK(degree < limit, op, "graph", "a node of degree " + std::to_string(degree),
+             "degrees below " + std::to_string(limit) + " for k = " + std::to_string(k) + ": C(degree, " +
+                 std::to_string(k - 1) + ") has to fit int64");
+  }
+}
+
 // A contiguous int64 output of the given shape, or null.
 inline int64_t* counts_or_null(pybind11::handle obj, const char* op, const char* arg,
                                std::initializer_list<int64_t> shape) {

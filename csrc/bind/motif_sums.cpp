@@ -76,6 +76,7 @@ void orbits_from_sums(py::handle node, py::handle edge, py::handle t, py::handle
   il::NodeOrbits args{};
   args.graph = simple_graph(index, adjacency, op);
   args.k = k, args.induced = induced, args.threads = threads;
+  check_degrees(args.graph, k, op);
   const int64_t n = args.graph.num_nodes, m = args.graph.num_edges;
   args.node = counts_or_null(node, op, "node", {n, k == 3 ? 4 : 15});
   args.edge = counts_or_null(edge, op, "edge", {m, k == 3 ? 2 : 12});

@@ -111,9 +111,6 @@ void triangles(py::handle node, py::handle edge, py::handle index, py::handle ad
   if (!args.finished) interrupt.raise();
 }
 
-// C(degree, k - 1) has to fit int64.
-constexpr int64_t kDegreeLimits[] = {int64_t(1) << 31, 3810000, 121900};
-
 void node_orbits(py::handle node, py::handle edge, py::handle index, py::handle adjacency, int k, bool induced,
                  int threads) {
   const char* op = "node_orbits";
@@ -123,13 +120,7 @@ void node_orbits(py::handle node, py::handle edge, py::handle index, py::handle 
   il::NodeOrbits args{};
   args.graph = simple_graph(index, adjacency, op);
   args.k = k, args.induced = induced, args.threads = threads;
-  const int64_t limit = kDegreeLimits[k - 3];
-  for (int64_t v = 0; v < args.graph.num_nodes; ++v) {
-    const int64_t degree = args.graph.rowptr[v + 1] - args.graph.rowptr[v];
-    IL_CHECK(degree < limit, op, "graph", "a node of degree " + std::to_string(degree),
-             "degrees below " + std::to_string(limit) + " for k = " + std::to_string(k) + ": C(degree, " +
-                 std::to_string(k - 1) + ") has to fit int64");
-  }
+  check_degrees(args.graph, k, op);
   args.node = counts_or_null(node, op, "node", {args.graph.num_nodes, node_columns[k - 3]});
   args.edge = counts_or_null(edge, op, "edge", {args.graph.num_edges, edge_columns[k - 3]});
   Interrupt interrupt;

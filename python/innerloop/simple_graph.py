@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,21 @@ _HEADER = 2  # `index` starts with n and m
 # Nodes that are believed without num_nodes: so many at any rate, then so many for each edge. A node takes 20 bytes:
 # one mistyped id, or hashes for ids, would take gigabytes.
 _BELIEVED, _PER_EDGE = 1 << 24, 1 << 10
+
+
+def _kept(method: Callable[[Any], Tensor]) -> property:
+    """A property that is computed once. functools.cached_property holds a lock before Python 3.12, which Dynamo cannot
+    trace.
+    """
+    name = f"_kept_{method.__name__}"
+
+    @functools.wraps(method)
+    def get(self: Any) -> Tensor:
+        if name not in self.__dict__:
+            setattr(self, name, method(self))
+        return self.__dict__[name]
+
+    return property(get)
 
 
 class Graph:
@@ -55,6 +70,8 @@ class Graph:
     def __init__(
         self, edge_index: Tensor, num_nodes: int | None = None, *, ptr: Tensor | None = None, check: bool = False
     ) -> None:
+        if not isinstance(check, bool):
+            raise TypeError(f"Graph: check is {check!r}, expected a bool")
         source, destination = _pairs(edge_index)
         self.ptr, self.num_nodes = _nodes(source, destination, num_nodes, ptr)
         from . import _cpu
@@ -74,20 +91,18 @@ class Graph:
                 f"Graph: edge_index has the edge {tuple(self._ends[across].tolist())}, expected two nodes of the same "
                 "graph of the batch"
             )
-        if self.num_graphs != 1:
-            _ = self.batch  # a cached property cannot be read for the first time inside torch.compile
 
     @property
     def num_graphs(self) -> int:
         return self.ptr.shape[0] - 1
 
-    @cached_property
+    @_kept
     def batch(self) -> Tensor:
         """int64 (n,): the graph of each node."""
         graphs = torch.arange(self.num_graphs, device=self.ptr.device)
         return torch.repeat_interleave(graphs, self.ptr.diff(), output_size=self.num_nodes)
 
-    @cached_property
+    @_kept
     def edges(self) -> Tensor:
         """int64 (m, 2): the undirected edges in order of their first appearance, as first given."""
         return self._ends.long()
@@ -97,17 +112,17 @@ class Graph:
         """int32 (n,): the node of each rank."""
         return self.adjacency[4 * self.num_edges :]
 
-    @cached_property
+    @_kept
     def rank(self) -> Tensor:
         """int64 (n,): position of each node in ascending order of (graph, degree, id)."""
-        rank = torch.empty_like(self.order, dtype=torch.int64)
+        rank = torch.zeros_like(self.order, dtype=torch.int64)
         rank[self.order.long()] = torch.arange(self.num_nodes, device=rank.device)
         return rank
 
-    @cached_property
+    @_kept
     def degree(self) -> Tensor:
         """int64 (n,): neighbours of each node."""
-        degree = torch.empty_like(self.order, dtype=torch.int64)
+        degree = torch.zeros_like(self.order, dtype=torch.int64)
         degree[self.order.long()] = self.index[_HEADER : _HEADER + self.num_nodes + 1].diff()
         return degree
 
@@ -117,6 +132,8 @@ class Graph:
 
     def to(self, device: torch.device | str) -> Graph:
         """The same graph with its tensors on `device`; triangles, clustering and orbits are then counted there."""
+        if not isinstance(device, torch.device | str):
+            raise TypeError(f"Graph: device is {device!r}, expected a torch.device or its name")
         moved = object.__new__(type(self))
         moved.num_nodes, moved.num_edges = self.num_nodes, self.num_edges
         for name in ("index", "adjacency", "ptr", "_ends"):
@@ -150,9 +167,9 @@ class Graph:
         if isinstance(graph, Tensor):
             return cls(graph)
         if isinstance(graph, np.ndarray):
-            return cls(torch.as_tensor(graph))
+            return cls(torch.tensor(np.ascontiguousarray(graph).astype(graph.dtype.newbyteorder("="))))
         if isinstance(graph, list | tuple):
-            return cls(torch.tensor(graph, dtype=torch.int64).reshape(len(graph), -1).t())
+            return cls(_listed(graph))
         for attributes, build in (
             (("edge_index", "num_nodes"), cls.from_pyg),
             (("ndata", "edges", "num_nodes"), cls.from_dgl),
@@ -195,7 +212,8 @@ class Graph:
     def from_pyg(cls, data: Any) -> Graph:
         """From a PyG `Data`, or a `Batch`, whose `ptr` is kept."""
         edge_index, ptr = data.edge_index, getattr(data, "ptr", None)
-        return cls(edge_index.cpu(), int(data.num_nodes), ptr=None if ptr is None else ptr.cpu())
+        n = data.num_nodes
+        return cls(edge_index.cpu(), None if n is None else int(n), ptr=None if ptr is None else ptr.cpu())
 
     @classmethod
     def from_dgl(cls, graph: Any) -> Graph:
@@ -213,6 +231,18 @@ def networkx_edges(graph: Any) -> tuple[Tensor, int]:
     number = {node: i for i, node in enumerate(graph.nodes)}
     pairs = [(number[u], number[v]) for u, v in graph.edges()]
     return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).t(), len(number)
+
+
+def _listed(graph: Sequence[Any]) -> Tensor:
+    """(2, E) of a list of pairs."""
+    for pair in graph:
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(_is_node(u) for u in pair):
+            raise ValueError(f"Graph: graph has the entry {pair!r}, expected pairs of nodes, ints of 0 to 2**31 - 2")
+    return torch.tensor([[int(u) for u in pair] for pair in graph], dtype=torch.int64).reshape(-1, 2).t()
+
+
+def _is_node(u: object) -> bool:
+    return isinstance(u, int | np.integer) and not isinstance(u, bool) and 0 <= u < 2**31 - 1
 
 
 def _pairs(edge_index: Tensor) -> tuple[Tensor, Tensor]:

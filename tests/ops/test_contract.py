@@ -23,6 +23,7 @@ TESTED = {
     "closeness": "test_closeness.py",
     "edge_orbits": "test_node_orbits.py",
     "fan_sums": "test_motif_distributed.py",
+    "graph_sums": "test_triangles.py",
     "infonce": "test_infonce.py",
     "infonce_backward": "test_infonce.py",
     "infonce_mean": "test_infonce.py",

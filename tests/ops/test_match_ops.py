@@ -149,22 +149,30 @@ def test_opcheck(name):
     for graph in (Graph(*BATCH[:2], ptr=BATCH[2]), Graph(*BATCH[:2])):
         with Record() as record:
             function(graph)
-        calls = [call for call in record.calls if call[0].namespace == "innerloop"]
-        assert calls
-        for op, args, kwargs in calls:
-            torch.library.opcheck(op, args, kwargs)
+        record.opcheck()
 
 
 @filter_torch_warnings
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compile(backend):
     graph = Graph(*BATCH[:2], ptr=BATCH[2])
-    expected = [f(graph) + 1 for f in FUNCTIONS.values()]
+    expected = [f(Graph(*BATCH[:2], ptr=BATCH[2])) + 1 for f in FUNCTIONS.values()]
     assert sum(int((e > 1).sum()) for e in expected) > 20
     torch._dynamo.reset()
     compiled = torch.compile(lambda one: [f(graph) + one for f in FUNCTIONS.values()], fullgraph=True, backend=backend)
     for a, e in zip(compiled(torch.tensor(1)), expected, strict=True):
         assert torch.equal(a, e)
+
+
+@filter_torch_warnings
+@pytest.mark.parametrize(
+    "pattern", [[(0, 1), (1, 2), (2, -8)], [(0, 1), (1, True)], [[0, 1, 2], [1, 2, 0]], [(0, 8), (0, 1)]], ids=str
+)
+def test_compiled_patterns_are_checked(pattern):
+    torch._dynamo.reset()
+    graph = Graph(*BATCH[:2])
+    with pytest.raises(Exception, match="pattern has the entry"):  # Dynamo's own class
+        torch.compile(lambda: match(graph, pattern), fullgraph=True, backend="eager")()
 
 
 @filter_torch_warnings

@@ -236,13 +236,14 @@ def test_opcheck():
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_compile():
     graph = some_graphs()
-    labels, degree = torch.randint(4, (graph.num_nodes,)), graph.degree
+    labels, degree = torch.randint(4, (graph.num_nodes,)), Graph(graph.edges.T, graph.num_nodes).degree
 
     def model(features, labels):
         options = {"node_labels": labels, "num_labels": 4, "content": "onehot"}
         grid = motif_grid(graph, 5, **options)
         by_degree = motif_grid(graph, 5, centrality=degree, **options)
-        return grid.x, gather_grid(grid.index, grid.mask, features), by_degree.x
+        plain = motif_grid(graph, 5)  # reads the degrees, for the first time
+        return grid.x, gather_grid(grid.index, grid.mask, features), by_degree.x, plain.x
 
     features = torch.randn(graph.num_nodes, 3)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)

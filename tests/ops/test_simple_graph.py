@@ -173,6 +173,17 @@ def test_batch_of_what_of_takes():
 # Adapters
 
 
+@pytest.mark.parametrize("graph", [[(0.5, 1.2)], [(0, 1), (1,)], ["ab"], [(0, 2**70)], [(0, True)], [(0, -1)]], ids=str)
+def test_of_refuses_what_is_no_list_of_pairs(graph):
+    with pytest.raises(ValueError, match=r"Graph: graph has the entry .*, expected pairs of nodes"):
+        Graph.of(graph)
+
+
+def test_of_nothing():
+    assert_same(Graph.of([]), Graph(EMPTY))
+    assert_same(Graph.of(np.array([[0, 1], [1, 2]], dtype=">i8")[:, ::-1]), Graph(torch.tensor([[1, 0], [2, 1]])))
+
+
 def test_of_takes_graphs_and_tensors():
     graph = Graph(random_edges(9, 20), 9)
     assert Graph.of(graph) is graph
@@ -322,6 +333,8 @@ ERRORS = {
     "ptr-empty": ((GOOD, 5), {"ptr": EMPTY[0]}, ValueError, ["ptr"]),
     "ptr-rank": ((GOOD, 5), {"ptr": torch.tensor([[0, 5]])}, ValueError, ["ptr", "(B + 1,)"]),
     "ptr-float": ((GOOD, 5), {"ptr": torch.tensor([0.0, 5.0])}, TypeError, ["ptr", "float32"]),
+    "check": ((GOOD, 5), {"check": "no"}, TypeError, ["check", "no", "bool"]),
+    "ptr-huge": ((GOOD,), {"ptr": torch.tensor([0, 2**31 + 5])}, ValueError, ["ptr", "2**31"]),
     "ptr-list": ((GOOD, 5), {"ptr": [0, 5]}, TypeError, ["ptr", "list"]),
 }
 

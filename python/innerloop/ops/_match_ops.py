@@ -137,7 +137,8 @@ class Search:
 
     def by_node(self, found: Tensor) -> Tensor:
         """Matches by the node that the plan begins with, (n,), from classes by root."""
-        self._check_sum(found, self.plan.multiplier)
+        if len(found) and int(found.max()) * self.plan.multiplier > ALL:
+            raise OverflowError(f"{self.op}: more matches than int64 holds")
         counts = found.new_zeros(len(self.order))
         counts[self.roots] = found * self.plan.multiplier
         return counts

@@ -322,6 +322,8 @@ def _check_options(motif: str, edge_weight: Tensor | None, reduce: str, induced:
     for name, value, known in (("reduce", reduce, ("product", "mean", "sum")), ("pairs", pairs, ("all", "edges"))):
         if value not in known:
             raise ValueError(f"{op}: {name} is {value!r}, expected {', '.join(map(repr, known[:-1]))} or {known[-1]!r}")
+    if not isinstance(induced, bool):
+        raise TypeError(f"{op}: induced is {induced!r}, expected a bool")
     if motif in _DIRECTED:
         if not induced:
             raise ValueError(f"{op}: induced is False, expected True with the directed motif {motif}")

@@ -47,7 +47,7 @@ def triangles_distributed(graph: Any, per: Per = "node", *, group: dist.ProcessG
         # Linear in these sums, unlike the other orbits: no need to add up the sums themselves.
         orbits = _orbits_from_sums(whole.index, whole.adjacency, sums.int(), sums.new_empty(0), 3, True, per == "edge")
         counts = orbits[:, -1].contiguous()
-        counts = sum_by_graph(counts, whole) // 3 if per == "graph" else counts
+        counts = sum_by_graph(op, counts, whole.ptr, (3,)) if per == "graph" else counts
         return counts, {"graph": _checksum(whole), "per": per}
 
     return _summed(op, count, group)
@@ -117,8 +117,10 @@ def _orbits(op: str, graph: Any, k: int, induced: bool, by_edge: bool, group: di
 
     def first() -> tuple[Tensor, dict[str, Any]]:
         nonlocal whole, roots
-        if isinstance(k, bool) or k not in (3, 4):
+        if isinstance(k, bool) or not isinstance(k, int) or k not in (3, 4):
             raise ValueError(f"{op}: k is {k!r}, expected 3 or 4")
+        if not isinstance(induced, bool):
+            raise TypeError(f"{op}: induced is {induced!r}, expected a bool")
         whole = _on_cpu(op, graph)
         roots = _my_roots(_work(whole, 2, 3) if k == 4 else _work(whole, 1, 0), group)
         sums = _motif_sums(whole.index, whole.adjacency, *roots, k, by_edge)
@@ -151,6 +153,11 @@ def _summed(op: str, count: Callable[[], tuple[Tensor, dict[str, Any]]], group: 
         return {"same": same}
 
     _exchange(op, describe, group)
+    # No sum is beyond that of the greatest, and no process may leave the others alone.
+    greatest = counts.amax().double() if counts.numel() else torch.zeros((), dtype=torch.float64)
+    dist.all_reduce(greatest, group=group)
+    if float(greatest) > 9.2e18:
+        raise OverflowError(f"{op}: more matches than int64 holds")
     dist.all_reduce(counts, group=group)
     return counts
 

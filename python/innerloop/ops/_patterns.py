@@ -217,7 +217,7 @@ def _from_text(text: str, op: str) -> tuple[int, Edges]:
     name = re.sub(r"[\s_-]", "", text.lower())
     if name in _BARE:
         return _digits(NAMED[_BARE[name]])
-    if (match := re.fullmatch(r"g(\d+)", name)) and int(match[1]) < len(GRAPHLETS):
+    if (match := re.fullmatch(r"\s*g(\d+)\s*", text.lower())) and int(match[1]) < len(GRAPHLETS):
         return _digits(GRAPHLETS[int(match[1])][0])
     if match := re.fullmatch(r"k(\d),(\d)", name):
         a, b = int(match[1]), int(match[2])

@@ -59,13 +59,14 @@ def closeness(graph: Graph | Tensor, samples: int | None = None, generator: torc
     graph = Graph.of(graph)
     if samples is None:
         return _closeness(graph.index, graph.adjacency, graph.ptr, None, graph.num_nodes)
+    samples = min(samples, max(graph.num_nodes, 2))
     return _closeness(graph.index, graph.adjacency, graph.ptr, _shuffled(graph, generator), samples)
 
 
 def _shuffled(graph: Graph, generator: torch.Generator | None) -> Tensor:
     """int64 (n,): the nodes of each graph in random order, counted from its first one."""
     n = graph.num_nodes
-    own = torch.bucketize(torch.arange(n, device="cpu"), graph.ptr[1:], right=True)  # Graph.batch cannot be compiled
+    own = graph.batch
     return torch.argsort(torch.randperm(n, generator=generator, device="cpu") + n * own) - graph.ptr[own]
 
 

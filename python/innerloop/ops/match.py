@@ -221,8 +221,29 @@ def _spelled(
         raise TypeError(
             f"{op}: pattern is {type(pattern).__name__} under torch.compile, expected a string or a list of pairs"
         )
+    else:
+        _check_traced(op, pattern, node_labels, edge_labels)
     text = pattern if isinstance(pattern, str) else " ".join([_DIGITS[u] + _DIGITS[v] for u, v in pattern])
     return text, None if node_labels is None else list(node_labels), None if edge_labels is None else list(edge_labels)
+
+
+def _check_traced(op: str, pattern: Any, node_labels: Any, edge_labels: Any) -> None:
+    """The part of `as_pattern` that what becomes text would hide from it."""
+    if not isinstance(pattern, str):
+        for pair in pattern:
+            if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(_is_traced_node(u) for u in pair):
+                raise ValueError(
+                    f"{op}: pattern has the entry {pair!r} under torch.compile, expected pairs of nodes 0 to 7"
+                )
+    for name, labels in (("pattern_node_labels", node_labels), ("pattern_edge_labels", edge_labels)):
+        if labels is None:
+            continue
+        if not isinstance(labels, list | tuple) or not all(type(x) is int for x in labels):
+            raise TypeError(f"{op}: {name} is {labels!r} under torch.compile, expected a list of ints")
+
+
+def _is_traced_node(u: object) -> bool:
+    return type(u) is int and 0 <= u < MAX_NODES
 
 
 def _is_integer(x: object) -> bool:
@@ -268,6 +289,8 @@ def _checked_limit(op: str, limit: int | None) -> int | None:
 def _counts(graph: Graph, request: Request, output: str) -> Tensor:
     if output in ("count", "graph_counts"):
         found = match_count(*request)
-        return found.sum() if output == "count" else sum_by_graph(found, graph)
+        if output == "graph_counts":
+            return sum_by_graph(request.op, found, graph.ptr)
+        return sum_by_graph(request.op, found, torch.stack([graph.ptr[0], graph.ptr[-1]]))[0]
     counts = match_tally(*request, output == "edge_counts")
     return counts if output == "orbit_counts" else counts.sum(1)

@@ -66,6 +66,8 @@ def motif_grid(
     | "official" | index, as the authors' program does |
     | "canonical" | degree, label, colour refinement (1-WL) with edge labels, then index |
 
+    Refinement takes a round for each step that a difference travels, so it is quadratic on long paths.
+
     With "canonical" the grid does not depend on how nodes are numbered, but where refinement leaves nodes with one
     colour that a motif tells apart.
 
@@ -109,8 +111,10 @@ def motif_grid(
             wanted = "of at least 1" if most is None else f"from {low} to {most}"
             raise ValueError(f"motif_grid: {name} is {number!r}, expected an int {wanted}")
     for name, given, known in (("tie", tie, _TIES), ("content", content, _CONTENTS)):
-        if given not in known:
+        if not isinstance(given, str) or given not in known:
             raise ValueError(f"motif_grid: {name} is {given!r}, expected one of {', '.join(known)}")
+    if not isinstance(per_type, bool):
+        raise TypeError(f"motif_grid: per_type is {per_type!r}, expected a bool")
     value, planes = _values(graph, node_labels, num_labels, content)
     edge_value = _numbers("edge_labels", edge_labels, graph.num_edges, torch.float32)
     central = _numbers("centrality", centrality, graph.num_nodes, torch.float64)

@@ -75,9 +75,9 @@ def graphlets(graph: Any, k: int = 4, *, induced: bool = True) -> Tensor:
     """
     _check("graphlets", k, induced)
     graph = Graph.of(graph)
-    totals = sum_by_graph(_node_orbits(graph.index, graph.adjacency, k, induced), graph)
-    orbit, size = torch.tensor(_ORBIT_OF_GRAPHLET[: _GRAPHLETS[k]]).t()
-    return totals[:, orbit] // size.to(totals.device)
+    orbit, size = zip(*_ORBIT_OF_GRAPHLET[: _GRAPHLETS[k]], strict=True)
+    counts = _node_orbits(graph.index, graph.adjacency, k, induced)[:, list(orbit)]
+    return sum_by_graph("graphlets", counts, graph.ptr, size)
 
 
 def _check(op: str, k: int, induced: bool) -> None:

@@ -319,6 +319,8 @@ def _take(t: object, dim: int | None, i: int) -> object:
 
 def loop_over_batch(op, info, in_dims, args):
     """One call per sample: for a batched graph or batched edge weights, which the kernel has no axis for."""
+    if info.batch_size == 0:
+        raise ValueError(f"{getattr(op, 'name', 'innerloop')}: torch.func.vmap over 0 samples, expected at least 1")
     results = [op(*(_take(a, d, i) for a, d in zip(args, in_dims, strict=True))) for i in range(info.batch_size)]
     if isinstance(results[0], Tensor):
         return torch.stack(results), 0

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -36,7 +37,7 @@ def triangles(graph: Any, per: Per = "node") -> Tensor:
     check_per("triangles", per)
     graph = Graph.of(graph)
     counts = _triangles(graph.index, graph.adjacency, per == "edge")
-    return sum_by_graph(counts, graph) // 3 if per == "graph" else counts
+    return sum_by_graph("triangles", counts, graph.ptr, (3,)) if per == "graph" else counts
 
 
 def clustering(graph: Any) -> Tensor:
@@ -52,15 +53,21 @@ def clustering(graph: Any) -> Tensor:
 def transitivity(graph: Any) -> Tensor:
     """Share of closed wedges of every graph, 3 · triangles / Σ_v C(d(v), 2): float64 (B,), 0 without wedges."""
     graph = Graph.of(graph)
-    wedges = sum_by_graph(graph.degree * (graph.degree - 1) // 2, graph)
+    wedges = sum_by_graph("transitivity", graph.degree * (graph.degree - 1) // 2, graph.ptr)
     return 3 * triangles(graph, per="graph").double() / wedges.clamp(min=1)
 
 
-def sum_by_graph(counts: Tensor, graph: Graph) -> Tensor:
-    """Sums of int64 node counts (n, ...) over the nodes of each graph: (B, ...)."""
-    if graph.num_graphs == 1:
-        return counts.sum(0, keepdim=True)
-    return counts.new_zeros(graph.num_graphs, *counts.shape[1:]).index_add_(0, graph.batch, counts)
+def sum_by_graph(op: str, counts: Tensor, ptr: Tensor, divisors: Sequence[int] = (1,)) -> Tensor:
+    """Sums of int64 node counts (n,) or (n, C), none negative, over the nodes of each graph: (B,) or (B, C).
+
+    Args:
+        op: who asks, for messages. ptr: int64 (B + 1,), as of a Graph.
+        divisors: of all columns, or of each: sums are divided, and may pass int64 before that.
+
+    Raises:
+        OverflowError: the result does not fit int64.
+    """
+    return _graph_sums(counts, ptr, list(divisors), op)
 
 
 def check_per(op: str, per: str) -> None:
@@ -87,6 +94,33 @@ def _(index, adjacency, by_edge):
 @_triangles.fake
 def _(index, adjacency, by_edge):
     return index.new_empty(num_edges(index, adjacency) if by_edge else num_nodes(index))
+
+
+_graph_sums = define("graph_sums(Tensor counts, Tensor ptr, int[] divisors, str op) -> Tensor")
+
+
+def _sums(counts, ptr, divisors, op):
+    graphs = ptr.shape[0] - 1
+    owner = torch.repeat_interleave(torch.arange(graphs, device=ptr.device), ptr.diff(), output_size=len(counts))
+    divisor = torch.tensor(divisors, device=counts.device)
+    # By halves of 32 bits, of which the sums fit: n < 2**31. Then as by hand, from the higher half down.
+    halves = counts.new_zeros(2, graphs, *counts.shape[1:])
+    halves[0].index_add_(0, owner, counts >> 32)
+    halves[1].index_add_(0, owner, counts & 0xFFFFFFFF)
+    high, low = halves[0] + (halves[1] >> 32), halves[1] & 0xFFFFFFFF
+    quotient, rest = high // divisor, high % divisor
+    if bool((quotient >= 2**31).any()):
+        raise OverflowError(f"{op}: more matches than int64 holds")
+    return (quotient << 32) + ((rest << 32) + low) // divisor
+
+
+_graph_sums.cpu(_sums)
+_graph_sums.cuda(_sums)
+
+
+@_graph_sums.fake
+def _(counts, ptr, divisors, op):
+    return counts.new_empty(ptr.shape[0] - 1, *counts.shape[1:])
 
 
 def num_nodes(index: Tensor) -> int:
