@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .ops.bellman_ford import Semiring, bellman_ford
     from .ops.closeness import closeness
     from .ops.infonce import ckd, infonce, ntxent, siglip, supcon
-    from .ops.match import k_cliques, match, match_batches
+    from .ops.match import automorphisms, k_cliques, match, match_batches
     from .ops.motif_grid import gather_grid, motif_grid
     from .ops.nbfnet_layer import nbfnet_layer
     from .ops.node_orbits import edge_orbits, graphlets, node_orbits
@@ -45,6 +45,7 @@ _EXPORTS = {
     "Message": ".ops._functions",
     "RelGraph": ".graph",
     "Semiring": ".ops.bellman_ford",
+    "automorphisms": ".ops.match",
     "band_attention": ".ops.band_attention",
     "bellman_ford": ".ops.bellman_ford",
     "ckd": ".ops.infonce",
@@ -90,6 +91,7 @@ __all__ = [
     "RelGraph",
     "Semiring",
     "__version__",
+    "automorphisms",
     "band_attention",
     "bellman_ford",
     "ckd",

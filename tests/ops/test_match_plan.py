@@ -6,6 +6,7 @@ import math
 import random
 import re
 
+import innerloop
 import networkx as nx
 import numpy as np
 import pytest
@@ -462,6 +463,8 @@ def test_edge_lists():
         ("triangle", {"edge_labels": [0]}, ValueError, "pattern_edge_labels has 1 entries, expected 3, one per edge"),
         ("edge", {"node_labels": [0, -2]}, ValueError, "pattern_node_labels holds -2, expected ints in [0, 2**31)"),
         ("edge", {"node_labels": [0, 0.5]}, ValueError, "pattern_node_labels holds 0.5, expected ints"),
+        ("edge", {"node_labels": 5}, TypeError, "pattern_node_labels is 5, expected a sequence of ints, one per node"),
+        ("edge", {"edge_labels": "0"}, TypeError, "pattern_edge_labels is '0', expected a sequence of ints"),
         ([(0, 1), (1, 0)], {"edge_labels": [0, 1]}, ValueError, "the labels 0 and 1, expected one label"),
     ],
 )  # fmt: skip
@@ -469,6 +472,14 @@ def test_bad_patterns(given, options, error, text):
     with pytest.raises(error, match=re.escape(text)) as caught:
         as_pattern(given, "k_cliques", **options)
     assert str(caught.value).startswith("k_cliques: pattern")
+
+
+def test_public_automorphisms():
+    assert innerloop.automorphisms("01 12") == [(0, 1, 2), (2, 1, 0)]
+    assert innerloop.automorphisms(nx.path_graph(3), pattern_node_labels=[0, 0, 1]) == [(0, 1, 2)]
+    assert len(innerloop.automorphisms("C5")) == 10
+    with pytest.raises(ValueError, match="automorphisms: pattern 'heptagram' is unknown"):
+        innerloop.automorphisms("heptagram")
 
 
 def test_families():

@@ -6,7 +6,7 @@ from .band_attention import band_attention
 from .bellman_ford import Semiring, bellman_ford
 from .closeness import closeness
 from .infonce import ckd, infonce, ntxent, siglip, supcon
-from .match import k_cliques, match, match_batches
+from .match import automorphisms, k_cliques, match, match_batches
 from .motif_grid import gather_grid, motif_grid
 from .nbfnet_layer import nbfnet_layer
 from .node_orbits import edge_orbits, graphlets, node_orbits
@@ -17,6 +17,7 @@ from .triangles import clustering, transitivity, triangles
 
 __all__ = [
     "Semiring",
+    "automorphisms",
     "band_attention",
     "bellman_ford",
     "ckd",

@@ -182,7 +182,10 @@ def _labels(values: Iterable[int] | None, kind: str, count: int, op: str) -> tup
     if values is None:
         return None
     name = f"pattern_{kind}_labels"
-    labels = tuple(values.tolist() if hasattr(values, "tolist") else map(_plain, values))
+    listed = values.tolist() if hasattr(values, "tolist") else values
+    if isinstance(listed, str) or not isinstance(listed, Iterable):
+        raise TypeError(f"{op}: {name} is {values!r}, expected a sequence of ints, one per {kind} of the pattern")
+    labels = tuple(map(_plain, listed))
     if len(labels) != count:
         raise ValueError(f"{op}: {name} has {len(labels)} entries, expected {count}, one per {kind} of the pattern")
     for label in labels:

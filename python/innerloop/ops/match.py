@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from ..simple_graph import Graph
+from . import _patterns
 from ._match_ops import ALL, Request, Search, match_count, match_list, match_tally
 from ._motif_gpu import moved_to_cpu
 from ._patterns import MAX_NODES, as_pattern
 from ._registry import not_traced
 from .triangles import check_per, sum_by_graph
 
-__all__ = ["k_cliques", "match", "match_batches"]
+__all__ = ["automorphisms", "k_cliques", "match", "match_batches"]
 
 Output = Literal["count", "graph_counts", "node_counts", "edge_counts", "orbit_counts", "list"]
 _OUTPUTS = ("count", "graph_counts", "node_counts", "edge_counts", "orbit_counts", "list")
@@ -157,6 +158,32 @@ def k_cliques(graph: Any, k: int, per: Literal["node", "edge", "graph"] = "node"
         raise ValueError(f"k_cliques: k is {k!r}, expected 2 to {MAX_NODES}")
     check_per("k_cliques", per)
     return match(graph, _CLIQUES[k], output=_PER[per])
+
+
+def automorphisms(
+    pattern: Any,
+    *,
+    pattern_node_labels: Sequence[int] | None = None,
+    pattern_edge_labels: Sequence[int] | None = None,
+) -> list[tuple[int, ...]]:
+    """Permutations of a pattern's nodes that keep its edges and labels.
+
+    `match(..., symmetry="all")` finds each subgraph once for every one of them, `symmetry="break"` once.
+
+    Args:
+        pattern, pattern_node_labels, pattern_edge_labels: as for :func:`match`.
+
+    Returns:
+        Tuples of the image of nodes 0, 1, ..; the identity is the first.
+
+    Raises:
+        ValueError, TypeError: the pattern is none that :func:`match` takes.
+
+    Example:
+        >>> automorphisms("01 12")
+        [(0, 1, 2), (2, 1, 0)]
+    """
+    return list(_patterns.automorphisms(as_pattern(pattern, "automorphisms", pattern_node_labels, pattern_edge_labels)))
 
 
 # Looked up: text that is made from a number stops Dynamo where it takes the number for a variable.
