@@ -199,7 +199,7 @@ def test_presets_of_the_studies():
         ({"lr": 0.0}, "lr is 0.0, expected a finite number above 0"),
         ({"temperature": float("nan")}, "temperature is nan, expected a finite number above 0"),
         ({"kd_weight": -1.0}, "kd_weight is -1.0, expected a finite number, not negative"),
-        ({"holdout": -1}, "holdout is -1, expected a finite number, not negative"),
+        ({"holdout": -1}, "holdout is -1, expected at least 0"),
         (
             {"cache_teacher_logits": True, "augmentation": "crop-flip"},
             "cache_teacher_logits is True, expected False with augmentation crop-flip",

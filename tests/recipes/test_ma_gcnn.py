@@ -121,7 +121,7 @@ def test_settings_of_the_paper():
         ({"lrs": []}, r"lrs is \[\], expected at least one"),
         ({"lrs": [float("nan")]}, r"lrs is \[nan\], expected at least one"),
         ({"lrs": [0.1, 0.1]}, r"lrs is \[0.1, 0.1\], expected at least one finite number above 0, and none twice"),
-        ({"seeds": [1, 1]}, r"seeds is \[1, 1\], expected at least one, none negative and none twice"),
+        ({"seeds": [1, 1]}, r"seeds is \[1, 1\], expected at least one int, none negative and none twice"),
         ({"momentum": -1.0}, "momentum is -1.0, expected a finite number"),
         ({"protocol": "gin", "lrs": [0.1, 0.2]}, r"lrs is \[0.1, 0.2\], expected one with protocol gin"),
     ],

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from innerloop.nn.cifar import MODELS
+from innerloop.recipes._settings import check_choices, check_integers, check_numbers
 
 Dataset = Literal["digits", "omniglot-200", "fashion-mnist", "cifar", "folder"]
 Method = Literal[
@@ -97,30 +97,22 @@ class Config:
     def __post_init__(self) -> None:
         choices = {"method": METHODS, "dataset": DATASETS, "augmentation": Augmentation.__args__}
         choices |= dict.fromkeys(("schedule", "teacher_schedule"), Schedule.__args__)
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(known)}")
+        check_choices(self, choices)
         for name in ("student_model", "teacher_model"):
             value = getattr(self, name)
             if value not in MODELS and not re.fullmatch(r"(cnn|mlp)(-[1-9]\d*)+", value):
                 raise ValueError(
                     f"{name} is {value!r}, expected widths such as cnn-8-16-32 or mlp-8, or one of {', '.join(MODELS)}"
                 )
-        counts = ("epochs", "batch_size", "teacher_epochs", "teacher_batch_size", "eval_batch_size", "image_size")
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit is {self.limit}, expected at least 1")
-        for name in (
-            "train_size", "teacher_train_size", "holdout", "seed", "teacher_seed", "ce_weight", "kd_weight", "beta",
-            "warmup_epochs", "momentum", "weight_decay",
-        ):  # fmt: skip
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected a finite number, not negative")
-        for name in ("lr", "teacher_lr", "temperature"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected a finite number above 0")
+        limit = () if self.limit is None else ("limit",)
+        check_integers(
+            self,
+            1,
+            ("epochs", "batch_size", "teacher_epochs", "teacher_batch_size", "eval_batch_size", "image_size", *limit),
+        )
+        check_integers(self, 0, ("train_size", "teacher_train_size", "holdout", "seed", "teacher_seed"))
+        check_numbers(self, ("ce_weight", "kd_weight", "beta", "warmup_epochs", "momentum", "weight_decay"))
+        check_numbers(self, ("lr", "teacher_lr", "temperature"), positive=True)
         if self.cache_teacher_logits and self.augmentation == "crop-flip":
             raise ValueError(
                 "cache_teacher_logits is True, expected False with augmentation crop-flip: every epoch has new images"

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from innerloop.recipes._settings import check_choices, check_integers, check_numbers
+
 Variant = Literal["m-gcnn", "ma-gcnn", "ma-gcnn+orbits", "structure-free"]
 Protocol = Literal["honest", "gin", "best-test-epoch"]
 Content = Literal["value", "onehot"]
@@ -79,24 +81,18 @@ class Config:
     def __post_init__(self) -> None:
         choices = {"variant": VARIANTS, "protocol": PROTOCOLS, "content": Content.__args__, "tie": Tie.__args__,
                    "optimizer": Optimizer.__args__, "orbit_size": (3, 4, 5)}  # fmt: skip
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)!r}, expected one of {', '.join(str(value) for value in known)}"
-                )
-        for name, least in {"slots": 1, "epochs": 1, "batch_size": 1, "hidden": 1, "num_folds": 2, "grid_nodes": 0,
-                            "fold_seed": 0}.items():  # fmt: skip
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least {least}")
-        for name in ("momentum", "penalty"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected a finite number, not negative")
+        check_choices(self, choices)
+        check_integers(self, 0, ("grid_nodes", "fold_seed"))
+        check_integers(self, 1, ("slots", "epochs", "batch_size", "hidden"))
+        check_integers(self, 2, ("num_folds",))
+        check_numbers(self, ("momentum", "penalty"))
         if not 0 < self.holdout <= 0.5:
             raise ValueError(f"holdout is {self.holdout}, expected above 0 and at most 0.5")
         if not self.lrs or not all(0 < lr < math.inf for lr in self.lrs) or len(set(self.lrs)) < len(self.lrs):
             raise ValueError(f"lrs is {list(self.lrs)}, expected at least one finite number above 0, and none twice")
-        if not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds is {list(self.seeds)}, expected at least one, none negative and none twice")
+        integers = all(type(seed) is int and seed >= 0 for seed in self.seeds)
+        if not self.seeds or not integers or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds is {list(self.seeds)}, expected at least one int, none negative and none twice")
         if len(self.lrs) > 1 and self.protocol != "honest":
             raise ValueError(
                 f"lrs is {list(self.lrs)}, expected one with protocol {self.protocol}: only honest has a hold-out to "

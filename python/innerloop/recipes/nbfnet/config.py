@@ -6,6 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+from innerloop.recipes._settings import check_integers, check_numbers
+
 
 @dataclass(frozen=True)
 class Config:
@@ -53,17 +55,12 @@ class Config:
     checkpoint: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "num_negative", "dim", "num_layers",
-                     "num_mlp_layers", "eval_batch_size", "hits_samples"):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit must be at least 1, got {self.limit}")
-        for name in ("adversarial_temperature", "seed", "valid_triples"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if not self.lr > 0:
-            raise ValueError(f"lr must be positive, got {self.lr}")
+        limit = () if self.limit is None else ("limit",)
+        check_integers(self, 1, ("epochs", "batch_size", "num_negative", "dim", "num_layers", "num_mlp_layers",
+                                 "eval_batch_size", "hits_samples", *limit))  # fmt: skip
+        check_integers(self, 0, ("seed", "valid_triples"))
+        check_numbers(self, ("adversarial_temperature",))
+        check_numbers(self, ("lr",), positive=True)
 
     def model_arguments(self) -> dict[str, Any]:
         """The part that ``innerloop.nn.NBFNet`` takes."""

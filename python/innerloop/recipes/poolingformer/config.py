@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from innerloop.recipes._settings import check_choices, check_integers, check_numbers
+
 TASKS = ("listops", "qa", "mlm")
 
 
@@ -63,23 +65,15 @@ class Config:
     eval_examples: int = 0
 
     def __post_init__(self) -> None:
-        if self.task not in TASKS:
-            raise ValueError(f"task is {self.task!r}, expected one of {', '.join(TASKS)}")
-        for name in ("train", "valid", "test", "epochs", "batch_size", "eval_batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit is {self.limit}, expected at least 1")
+        check_choices(self, {"task": TASKS})
+        limit = () if self.limit is None else ("limit",)
+        check_integers(self, 1, ("train", "valid", "test", "epochs", "batch_size", "eval_batch_size", *limit))
+        check_integers(self, 0, ("seed", "eval_examples", "ffn_dim", "two_level"))
+        check_integers(self, 8, ("length",))
+        check_numbers(self, ("weight_decay",))
+        check_numbers(self, ("lr", "clip"), positive=True)
         if not 0 <= self.two_level <= self.num_layers:
             raise ValueError(f"two_level is {self.two_level}, expected 0 to num_layers ({self.num_layers})")
-        if self.length < 8:
-            raise ValueError(f"length is {self.length}, expected at least 8")
-        for name in ("weight_decay", "seed", "eval_examples", "ffn_dim"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 0")
-        for name in ("lr", "clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected a positive number")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup is {self.warmup}, expected a share in [0, 1)")
 
