@@ -736,6 +736,7 @@ def test_compare(study, monkeypatch, tmp_path, capsys):
     compare(**arguments | {"seeds": [4], "variants": ["mean"]})
     assert "± nan" in capsys.readouterr().out  # one value has no deviation
     assert compare(**arguments, eval_batch_size=3) == results  # which changes no metric
+    assert compare(**arguments, precision="32") == results  # another name of the same
     assert len(started) == 2
     with pytest.raises(ValueError, match="cannot resume with other settings: limit was None and is 1"):
         compare(**arguments, limit=1)

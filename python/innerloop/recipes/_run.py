@@ -198,6 +198,13 @@ def make_trainer(precision: str, accelerator: str, progress: bool, **options: An
         raise UsageError(f"accelerator is {accelerator!r} and precision {precision!r}: {reason}") from error
 
 
+def trainer_options(precision: str, accelerator: str, progress: bool) -> dict[str, Any]:
+    """Options of ``run``, checked; the precision as metrics.json names it, bf16-mixed for bf16."""
+    with quiet():
+        trainer = make_trainer(precision, accelerator, progress, logger=False)
+    return {"precision": trainer.precision, "accelerator": accelerator, "progress": progress}
+
+
 def evaluated(trainer: Any, task: Any, data: Any, split: str) -> dict[str, float]:
     """Metrics of one split, "test" or "valid"."""
     run = trainer.test if split == "test" else trainer.validate

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from innerloop.nn._checkpoint import read_checkpoint
-from innerloop.recipes._run import evaluated, load_checkpoint, make_trainer, quiet, run, table
+from innerloop.recipes._run import (
+    UsageError,
+    evaluated,
+    load_checkpoint,
+    make_trainer,
+    quiet,
+    run,
+    table,
+    trainer_options,
+)
 from innerloop.recipes._statistics import paired
 from innerloop.recipes.ckd.config import (
     PUBLISHED,
@@ -135,7 +144,7 @@ def fit(
     config = make_config(preset, **settings)
     images = read_images(config, data, download=download)
     folder = output or Path("runs") / "ckd" / f"{preset}-{method}"
-    options = _trainer_options(precision, accelerator, progress)
+    options = trainer_options(precision, accelerator, progress)
     problem = Problem(images, config)
     master = None if method == "plain" else make_teacher(images, config, folder, teacher, **options)
     return train_on(
@@ -148,13 +157,6 @@ def fit(
         resume=resume,
         **options,
     )
-
-
-def _trainer_options(precision: str, accelerator: str, progress: bool) -> dict[str, Any]:
-    """Options of ``run``; the precision has the name under which metrics.json stores it, bf16-mixed for bf16."""
-    with quiet():
-        trainer = make_trainer(precision, accelerator, progress, logger=False)
-    return {"precision": trainer.precision, "accelerator": accelerator, "progress": progress}
 
 
 def _published(preset: str, config: Config, images: Images) -> dict[str, Any] | None:
@@ -214,7 +216,7 @@ def make_teacher(
     is run.
 
     Args:
-        precision: as ``_trainer_options`` names it. options: accelerator, progress.
+        precision: as ``trainer_options`` names it. options: accelerator, progress.
 
     Raises:
         FileNotFoundError: there is no file ``path``.
@@ -362,7 +364,8 @@ def compare(
     problem = Problem(images, first)
     problem.size(split)
     folder = output or Path("runs") / "ckd" / f"compare-{preset}"
-    options = _trainer_options(precision, accelerator, progress)
+    options = trainer_options(precision, accelerator, progress)
+    _refuse_other_precisions(folder, options["precision"])
     master = make_teacher(images, first, folder, teacher, **options)
     masters = {row: None if config.method == "plain" else master for row, config in configs.items()}
     configs = {row: _taught(config, masters[row]) for row, config in configs.items()}
@@ -413,6 +416,19 @@ def _parse_row(row: str) -> dict[str, Any]:
                 f"methods has {row!r}, expected a method, or method:setting=number,… of {', '.join(_ROW_SETTINGS)}"
             ) from None
     return settings
+
+
+def _refuse_other_precisions(folder: Path, precision: str) -> None:
+    """Before a teacher is trained anew in the place of that of the runs in ``folder``."""
+    for path in sorted(folder.glob("*/metrics.json")):
+        try:
+            stored = json.loads(path.read_text())["precision"]
+        except (json.JSONDecodeError, KeyError, TypeError):
+            continue
+        if stored != precision:
+            raise UsageError(
+                f"precision is {precision}, expected {stored} as of the run in {path.parent}, or another output"
+            )
 
 
 def _finished(place: Path, config: Config, dataset: str, precision: str) -> dict[str, Any] | None:

@@ -12,7 +12,16 @@ from typing import Any, Literal
 
 import torch
 
-from innerloop.recipes._run import UsageError, evaluated, load_checkpoint, make_trainer, quiet, run, table
+from innerloop.recipes._run import (
+    UsageError,
+    evaluated,
+    load_checkpoint,
+    make_trainer,
+    quiet,
+    run,
+    table,
+    trainer_options,
+)
 from innerloop.recipes.poolingformer.config import PUBLISHED, Config, make_config
 from innerloop.recipes.poolingformer.tasks import GENERATED, Problem, make_problem
 
@@ -297,15 +306,15 @@ def compare(
         raise ValueError("two_level is 0, expected at least 1: the row one-level is the one without")
     problem = make_problem(base, data)
     folder = output or Path("runs") / "poolingformer" / f"compare-{problem.name}"
+    options = trainer_options(precision, accelerator, progress)
     results: dict[str, dict[str, list[float]]] = {}
     for seed in seeds:
         for variant in variants:
             config = replace(base, seed=seed, **VARIANTS[variant])
             place = folder / f"{variant}-{seed}"
-            row = _finished(place, problem, config, precision)
+            row = _finished(place, problem, config, options["precision"])
             if row is None:
-                options = {"resume": "auto", "precision": precision, "accelerator": accelerator, "progress": progress}
-                row = train_on(problem, config, place, data=data, **options)["test"]
+                row = train_on(problem, config, place, data=data, resume="auto", **options)["test"]
             for name, value in row.items():
                 results.setdefault(variant, {}).setdefault(name, []).append(value)
     if int(os.environ.get("RANK", "0")):  # of torchrun
