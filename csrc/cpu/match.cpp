@@ -78,9 +78,8 @@ class Searcher {
   }
 
   void merge() {
-    a_.overflow |= overflow_;
-    node_.merge();
-    edge_.merge();
+    const bool fits = node_.merge_checked() & edge_.merge_checked();
+    a_.overflow |= overflow_ | !fits;
   }
 
  private:
@@ -165,23 +164,29 @@ class Searcher {
       return 1;
     }
     if (!compute(levels_[i])) return 0;
-    const int64_t found = output_ == Output::kCount && i + 1 == size_ - tail_ ? count_tail(i + 1) : descend(i + 1);
+    const bool before_tail = i + 1 == size_ - tail_;
+    const int64_t found = before_tail && output_ == Output::kCount                ? count_tail(i + 1)
+                          : before_tail && output_ == Output::kTally && tail_ > 1 ? tally_tail(i + 1)
+                                                                                  : descend(i + 1);
     if (found > 0 && output_ == Output::kTally) tally(i, found);
     return found;
+  }
+
+  // How many of its range level i may take.
+  int64_t count_candidates(const Level& level, Sorted range) const {
+    int64_t candidates = range.size() - __builtin_popcount(uint32_t(level.inside));
+    for (uint32_t rest = uint32_t(level.distinct & ~level.inside); rest != 0; rest &= rest - 1) {
+      candidates -= contains(range, v_[__builtin_ctz(rest)]);
+    }
+    return candidates;
   }
 
   int64_t count_tail(int i) {
     const Level& level = levels_[i];
     // What only a count needs has no list, and no conditions beyond those of the set.
-    int64_t candidates = count_[level.set];
-    if (!sets_[level.set].count_only) {
-      const Sorted range = between(set_[level.set], level.above, level.below);
-      candidates = range.size();
-      for (uint32_t rest = uint32_t(level.distinct & ~level.inside); rest != 0; rest &= rest - 1) {
-        candidates -= contains(range, v_[__builtin_ctz(rest)]);
-      }
-    }
-    candidates -= __builtin_popcount(uint32_t(level.inside));
+    const int64_t candidates = sets_[level.set].count_only
+                                   ? count_[level.set] - __builtin_popcount(uint32_t(level.inside))
+                                   : count_candidates(level, between(set_[level.set], level.above, level.below));
     int64_t found = tail_ == 1 ? max64(candidates, 0) : binomial(candidates, tail_);
     if (uint64_t(found) >= uint64_t(left_)) {  // so is -1
       overflow_ |= a_.most == INT64_MAX;
@@ -189,6 +194,25 @@ class Searcher {
       found = left_;
     }
     left_ -= found;
+    return found;
+  }
+
+  // The last levels are images of each other under automorphisms that fix the rest, so all have the orbits of the first
+  // of them; each candidate is in as many matches as there are choices of the others.
+  int64_t tally_tail(int i) {
+    const Level& level = levels_[i];
+    const Sorted range = between(set_[level.set], level.above, level.below);
+    const int64_t candidates = count_candidates(level, range), found = binomial(candidates, tail_);
+    if (found <= 0) {
+      overflow_ |= found < 0;
+      return 0;
+    }
+    const int64_t each = binomial(candidates - 1, tail_ - 1);
+    for (const int32_t* x = range.first; x < range.last; ++x) {
+      if (taken(*x, uint32_t(level.distinct))) continue;
+      v_[i] = *x;
+      tally(i, each);
+    }
     return found;
   }
 
@@ -202,7 +226,7 @@ class Searcher {
     }
     int64_t found = 0;
     for (; x < range.last; ++x) {
-      if (!taken(*x, uint32_t(level.distinct))) found += place(i, *x);
+      if (!taken(*x, uint32_t(level.distinct))) add(found, place(i, *x));
       resuming_ = false;
     }
     return found;
@@ -229,16 +253,18 @@ class Searcher {
   // Adds matches to level i's vertex and to its edges to earlier levels.
   void tally(int i, int64_t found) {
     const Level& level = levels_[i];
-    if (a_.node != nullptr) node_[int64_t(v_[i]) * a_.num_node_orbits + level.orbit] += found;
+    if (a_.node != nullptr) add(node_[int64_t(v_[i]) * a_.num_node_orbits + level.orbit], found);
     if (a_.edge == nullptr) return;
     for (uint32_t rest = uint32_t(level.adjacent); rest != 0; rest &= rest - 1) {
       const int j = __builtin_ctz(rest);
       const Sorted near = row(v_[i] < v_[j] ? v_[i] : v_[j]);
       const int32_t other = v_[i] < v_[j] ? v_[j] : v_[i];
       const int64_t eid = g_.eid[lower_bound(near.first, near.last, other) - g_.col];
-      edge_[eid * a_.num_edge_orbits + orbit_of_pair_[i * size_ + j]] += found;
+      add(edge_[eid * a_.num_edge_orbits + orbit_of_pair_[i * size_ + j]], found);
     }
   }
+
+  IL_INLINE void add(int64_t& sum, int64_t found) { overflow_ |= __builtin_add_overflow(sum, found, &sum); }
 
   // Asks now and then. The search then unwinds without counting on, as it does once there are as many as wanted.
   IL_INLINE bool stopped() {

@@ -36,6 +36,13 @@ class Partial {
     if (sums == shared_) return;
     for (int64_t i = 0; i < count_; ++i) shared_[i] += sums[i];
   }
+  // The same; false where a sum leaves A.
+  bool merge_checked() {
+    if (sums == shared_) return true;
+    bool fits = true;
+    for (int64_t i = 0; i < count_; ++i) fits &= !__builtin_add_overflow(shared_[i], sums[i], &shared_[i]);
+    return fits;
+  }
   A& operator[](int64_t i) { return sums[i]; }
   A* sums;
 

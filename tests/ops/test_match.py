@@ -295,6 +295,15 @@ def test_published_4_cliques(name, count, shared_data):
     assert k_cliques(graph, 4).sum() == 4 * count
 
 
+def test_tallies_at_real_hubs(shared_data):
+    """Against the closed forms of orbits."""
+    graph = network(shared_data, "as-22july06")
+    orbits = node_orbits(graph, induced=False)
+    for name, columns in (("star4", [6, 7]), ("paw", [9, 10, 11]), ("diamond", [12, 13])):
+        counts = match(graph, name, output="orbit_counts")
+        assert sorted(counts.T.tolist()) == sorted(orbits[:, columns].T.tolist()), name
+
+
 BAD = [
     ([(0, 1), (2, 3)], {}, ValueError, "match: pattern is not connected: no path from node 0 to node 2"),
     ("K9", {}, ValueError, "match: pattern 'K9' has 9 nodes, expected 2 to 8"),
@@ -362,6 +371,21 @@ def test_counts_beyond_int64_are_an_error(output):
     star = Graph(torch.stack([torch.zeros(2390, dtype=torch.int64), torch.arange(1, 2391)]))
     with pytest.raises(OverflowError, match="match: more matches than int64 holds"):
         match(star, "star8", output=output)
+
+
+@pytest.mark.timeout(60)
+def test_interchangeable_nodes_are_not_enumerated():
+    """C(n, 4) matches of star5 at a hub of n = 100,000 leaves are 4e18."""
+    n = 100_000
+    star = Graph(torch.stack([torch.zeros(n, dtype=torch.int64), torch.arange(1, n + 1)]))
+    expected = torch.full((n + 1,), comb(n - 1, 3))
+    assert torch.equal(match(star, "star5", output="edge_counts"), expected[1:])
+    expected[0] = comb(n, 4)
+    assert torch.equal(match(star, "star5", output="node_counts"), expected)
+    with pytest.raises(OverflowError, match="match: more matches than int64 holds"):
+        match(star, "star5", output="node_counts", symmetry="all")
+    with pytest.raises(OverflowError, match="match: more matches than int64 holds"):
+        match(star, "star6", output="edge_counts")
 
 
 def test_labels_on_nothing():

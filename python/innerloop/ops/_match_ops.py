@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import _cpu
 from ._match_plan import Plan, compile_plan
 from ._motif_gpu import MotifKernels, match_kernels, on_cpu
-from ._patterns import MAX_NODES, Pattern, as_pattern, edge_orbits, orbits
+from ._patterns import Pattern, as_pattern, edge_orbits, orbits
 from ._registry import define, not_traced
 from .triangles import num_edges, num_nodes
 
@@ -143,18 +143,19 @@ class Search:
         counts[self.roots] = found * self.plan.multiplier
         return counts
 
-    def _check_sum(self, found: Tensor, times: int) -> None:
-        if float(found.sum(dtype=torch.float64)) * times > 9.2e18:
+    def _check_total(self, sum: Tensor, times: int) -> None:
+        if float(sum) * times > 9.2e18:
             raise OverflowError(f"{self.op}: more matches than int64 holds")
 
     def tally(self, by_edge: bool) -> Tensor:
         """Matches by node and its orbit (n, node orbits), or by edge and its orbit (m, edge orbits)."""
         rows = num_edges(self.index, self.adjacency) if by_edge else len(self.order)
         counts = torch.zeros(rows, _columns(self.plan.pattern, by_edge), dtype=torch.int64)
-        found = torch.zeros(len(self.roots), dtype=torch.int64)
         node, edge = (None, counts) if by_edge else (counts, None)
-        self._run(found, node, edge, None, None, ranks=self.ranks)
-        self._check_sum(found, MAX_NODES * self.plan.multiplier)  # a node has one of so many places at most
+        self._run(None, node, edge, None, None, ranks=self.ranks)
+        greatest = int(counts.max()) if counts.numel() else 0
+        if greatest * counts.shape[1] * self.plan.multiplier > ALL:  # then by rows, whose sums are asked for too
+            self._check_total(counts.sum(1, dtype=torch.float64).max(), self.plan.multiplier)
         counts *= self.plan.multiplier
         return counts if by_edge else torch.empty_like(counts).index_copy_(0, self.order, counts)
 
@@ -165,7 +166,7 @@ class Search:
         wanted = None if limit is None else -(-limit // multiplier)
         if wanted is None or wanted > 2**32:  # sums of so large counts, cut or not, could be beyond int64
             found = self.count(self.ranks)
-            self._check_sum(found, multiplier)
+            self._check_total(found.sum(dtype=torch.float64), multiplier)
         else:
             found = self._count_until(wanted)
         offsets = torch.cat([found.new_zeros(1), found.cumsum(0)])
