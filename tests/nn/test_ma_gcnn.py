@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -251,6 +253,53 @@ def test_a_batch_of_one_graph_is_normalised_as_in_evaluation():
     assert_close(alone, model.eval()(x, graph_features=g)[:1])
 
 
+def test_bins_of_graph_features():
+    """Against the definition: of each feature the share of every bin between its quantiles that it is through."""
+    bins, train = 4, torch.randn(41, 3).double().float()
+    train[:, 1] = (train[:, 1] > 1).float()  # nearly always 0
+    train[:, 2] = 5  # always
+    model = MAGCNN(S, C, graph_features=3, graph_bins=bins)
+    with pytest.raises(RuntimeError, match="expected fit_bins to be called before"):
+        model(GRID, graph_features=torch.zeros(B, 3))
+    model.fit_bins(train)
+    g = torch.cat([train[:9], torch.tensor([[-1e9, 0.5, 4.0], [1e9, 1.0, 6.0]])])
+    encoded = model.graph_head.bins(g)
+    ordered = np.sort(train.numpy(), 0)[[0, 10, 20, 30, 40]]
+    expected = np.zeros((len(g), 3, bins))
+    for i, j, t in itertools.product(range(len(g)), range(3), range(bins)):
+        low, high = ordered[t : t + 2, j].astype(float)
+        if high > low:
+            expected[i, j, t] = min(max((float(g[i, j]) - low) / (high - low), 0), 1)
+    assert_within(encoded, expected.reshape(len(g), -1))
+    assert not encoded.view(-1, 3, bins)[:, 2].any()
+    assert encoded[-1].view(3, bins)[0].tolist() == [1, 1, 1, 1]
+    torch.manual_seed(0)
+    plain = MAGCNN(S, C, graph_features=3 * bins).eval()
+    kept = {name: value for name, value in model.state_dict().items() if "bins" not in name}
+    plain.load_state_dict(kept)
+    assert_close(model.eval()(GRID, graph_features=g[:B]), plain(GRID, graph_features=encoded[:B]))
+    again = MAGCNN(S, C, graph_features=3, graph_bins=bins).eval()
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again(GRID, graph_features=g[:B]), model(GRID, graph_features=g[:B]))
+    model.fit_bins(train[:1])  # no bin has a width
+    assert not model.graph_head.bins(g).any()
+
+
+@pytest.mark.parametrize(
+    ("options", "given", "text"),
+    [
+        ({"graph_features": 3}, torch.zeros(5, 3), "fit_bins of a model with graph_bins=0"),
+        ({}, torch.zeros(5, 3), "fit_bins of a model with graph_bins=0"),
+        ({"graph_features": 3, "graph_bins": 2}, torch.zeros(5, 2), r"has shape \(5, 2\), expected \(n, 3\)"),
+        ({"graph_features": 3, "graph_bins": 2}, torch.zeros(0, 3), r"has shape \(0, 3\), expected \(n, 3\)"),
+        ({"graph_features": 3, "graph_bins": 2}, torch.full((5, 3), torch.nan), "graph_features holds NaN"),
+    ],
+)
+def test_wrong_bins(options, given, text):
+    with pytest.raises(ValueError, match=f"^MAGCNN: .*{text}"):
+        MAGCNN(S, C, **options).fit_bins(given)
+
+
 def test_dropout_of_graph_features():
     _, (x,), _ = make(MAGCNN)
     model, g = MAGCNN(S, C, graph_features=7), torch.randn(B, 7)
@@ -325,6 +374,7 @@ ARGUMENTS = [
     (MAGCNN, {"node_features": -1}, "node_features is -1, expected an int of at least 0"),
     (MAGCNN, {"dropout": 1}, r"dropout is 1, expected a share in \[0, 1\)"),
     (MAGCNN, {"graph_features": 1.0}, "graph_features is 1.0, expected an int of at least 0"),
+    (MAGCNN, {"graph_bins": -1}, "graph_bins is -1, expected an int of at least 0"),
     (MAGCNN, {"graph_hidden": 0}, "graph_hidden is 0, expected an int of at least 1"),
     (MAGCNN, {"graph_dropout": -0.1}, r"graph_dropout is -0.1, expected a share in \[0, 1\)"),
     (MGCNN, {"num_nodes": True}, "num_nodes is True, expected an int of at least 1"),

@@ -297,6 +297,10 @@ def test_only_training_graphs_are_normalised_by(dataset):
     outcome = train(replace(problem, inputs=(problem.inputs[0], statistics)), test, config, run)
     assert all(value.isfinite().all() for value in outcome.model.values())
     assert outcome.model["graph_head.norm.running_mean"].any()
+    ordered = problem.inputs[1][trained[0]].sort(0).values
+    edges = outcome.model["graph_head.bins.edges"]
+    assert torch.equal(edges[:, [0, -1]], ordered[[0, -1]].T)
+    assert edges.shape == (problem.inputs[1].shape[1], 16 + 1)
 
 
 def test_every_epoch_trains_with_dropout_and_statistics(dataset):
@@ -309,7 +313,7 @@ def test_every_epoch_trains_with_dropout_and_statistics(dataset):
 def test_accuracy_is_without_dropout(dataset):
     config = make_config("ma-gcnn+orbits", **SMALL)
     problem = make_problem(dataset, config)
-    network = problem.network(config)
+    network = problem.network(config, torch.arange(40))
     items = torch.arange(40)
     assert accuracy(problem, network, items) == accuracy(problem, network, items)
     alone = sum(accuracy(problem, network, item)[1] for item in items.split(1)) / 40
@@ -348,7 +352,7 @@ def test_numbered_blocks_make_no_difference(dataset, variant, monkeypatch):
     plain = make_problem(dataset, config)
     assert (numbered.blocks is None, plain.blocks is None) == (False, True)
     torch.manual_seed(0)
-    network, items = plain.network(config).double().eval(), torch.arange(40)
+    network, items = plain.network(config, torch.arange(40)).double().eval(), torch.arange(40)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     gradients = []
@@ -388,7 +392,7 @@ def test_sets_of_one_name_are_told_apart(dataset, tmp_path):
 def test_networks(dataset, variant):
     config = make_config(variant, grid_nodes=4, slots=3)
     problem = make_problem(dataset, config)
-    assert problem.logits(problem.network(config), torch.arange(5)).shape == (5, 2)
+    assert problem.logits(problem.network(config, torch.arange(9)), torch.arange(5)).shape == (5, 2)
 
 
 # --- one run ---

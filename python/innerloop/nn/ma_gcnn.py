@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -129,11 +131,42 @@ class _GridClassifier(nn.Module):
         return F.cross_entropy(self(x, *args, **options), y)
 
 
-class _GraphHead(nn.Module):
-    """Class scores (B, C) of features (B, G) of whole graphs: batch normalisation, then one hidden layer."""
+class _PiecewiseLinear(nn.Module):
+    """Each of G features as T numbers from 0 to 1, how far it is through each of T bins: (B, G) to (B, G·T).
 
-    def __init__(self, in_features: int, hidden: int, num_classes: int, dropout: float) -> None:
+    Source: Gorishniy et al., On Embeddings for Numerical Features in Tabular Deep Learning (NeurIPS 2022), with bins
+    between quantiles. Bins of no width, where many graphs share a value, are 0 throughout.
+    """
+
+    def __init__(self, in_features: int, bins: int) -> None:
         super().__init__()
+        self.register_buffer("edges", torch.full((in_features, bins + 1), torch.nan))
+        self.fitted = False
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.fitted = not bool(self.edges.isnan().any())
+
+    def fit(self, features: Tensor) -> None:
+        share = torch.linspace(0, 1, self.edges.shape[1], device=features.device)
+        self.edges.copy_(features.sort(0).values[(share * (len(features) - 1)).round().long()].T)
+        self.fitted = True
+
+    def forward(self, features: Tensor) -> Tensor:
+        if not self.fitted:
+            raise RuntimeError("MAGCNN: the bins of graph_features are not set, expected fit_bins to be called before")
+        low, width = self.edges[:, :-1], self.edges.diff()
+        place = ((features[:, :, None] - low) / width.clamp(min=torch.finfo(width.dtype).tiny)).clamp(0, 1)
+        return place.masked_fill(width == 0, 0).flatten(1)
+
+
+class _GraphHead(nn.Module):
+    """Class scores (B, C) of features (B, G) of whole graphs: bins, batch normalisation, then one hidden layer."""
+
+    def __init__(self, in_features: int, bins: int, hidden: int, num_classes: int, dropout: float) -> None:
+        super().__init__()
+        self.bins = _PiecewiseLinear(in_features, bins) if bins else None
+        in_features *= max(bins, 1)
         # A feature that hardly varies, such as the share of a rare label, is not blown up.
         self.norm = nn.BatchNorm1d(in_features, eps=1e-3, affine=False)
         self.fc1, self.fc2 = nn.Linear(in_features, hidden), nn.Linear(hidden, num_classes)
@@ -143,6 +176,8 @@ class _GraphHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         norm = self.norm
+        if self.bins is not None:
+            features = self.bins(features)
         if self.training and len(features) == 1:
             features = F.batch_norm(features, norm.running_mean, norm.running_var, eps=norm.eps)
         else:
@@ -222,6 +257,8 @@ class MAGCNN(_GridClassifier):
         motif_size: k, side of a block.
         dropout: share of zeros after each convolution. The paper's code names 0.5 but runs without any.
         graph_features: G, features of the whole graph; 0 is the paper's model.
+        graph_bins: T, if above 0: each of these features comes as T numbers, how far it is through each of T bins
+            (piecewise linear encoding; Gorishniy et al., NeurIPS 2022). :meth:`fit_bins` sets them first.
         graph_hidden: units of their hidden layer.
         graph_dropout: share of zeros of the normalised features, and of the hidden layer.
 
@@ -232,6 +269,7 @@ class MAGCNN(_GridClassifier):
 
     Raises:
         ValueError: numbers or shapes that do not fit.
+        RuntimeError: bins that are not set.
 
     Source: Peng et al. (AAAI 2020; arXiv 1811.08270) and its released code.
 
@@ -257,6 +295,7 @@ class MAGCNN(_GridClassifier):
         motif_size: int = 3,
         dropout: float = 0.0,
         graph_features: int = 0,
+        graph_bins: int = 0,
         graph_hidden: int = 64,
         graph_dropout: float = 0.5,
     ) -> None:
@@ -271,15 +310,33 @@ class MAGCNN(_GridClassifier):
             head_dim=head_dim,
             graph_hidden=graph_hidden,
         )
-        _check_features("MAGCNN", graph_features=graph_features)
+        _check_features("MAGCNN", graph_features=graph_features, graph_bins=graph_bins)
         _check_share("MAGCNN", graph_dropout=graph_dropout)
         self.graph_features = graph_features
         width = _GridConvolutions.channels * num_slots + node_features
         self.attention = SubgraphAttention(width, heads, head_dim)
         self.output = SubgraphAttention(heads * head_dim, 1, num_classes)
         self.graph_head = (
-            _GraphHead(graph_features, graph_hidden, num_classes, graph_dropout) if graph_features else None
+            _GraphHead(graph_features, graph_bins, graph_hidden, num_classes, graph_dropout) if graph_features else None
         )
+
+    @torch.no_grad()
+    def fit_bins(self, graph_features: Tensor) -> None:
+        """Ends the bins of each feature at its quantiles over the graphs to train on, (n, G), n at least 1.
+
+        Raises:
+            ValueError: another shape, NaN, or a model without bins.
+        """
+        bins = None if self.graph_head is None else self.graph_head.bins
+        if bins is None:
+            raise ValueError("MAGCNN: fit_bins of a model with graph_bins=0 or graph_features=0")
+        if graph_features.dim() != 2 or graph_features.shape[1] != self.graph_features or not len(graph_features):
+            raise ValueError(
+                f"MAGCNN: graph_features has shape {tuple(graph_features.shape)}, expected (n, {self.graph_features})"
+            )
+        if graph_features.isnan().any():
+            raise ValueError("MAGCNN: graph_features holds NaN, expected numbers")
+        bins.fit(graph_features)
 
     def node_logits(self, x: Tensor, features: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
         """(B, N, C): o, of which each central node's vote is the softmax of the softmax."""

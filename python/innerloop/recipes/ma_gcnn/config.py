@@ -47,6 +47,7 @@ class Config:
         content: of the grid's diagonal: value (of the label, one channel) or onehot (a channel for each).
         tie: of nodes with equal closeness, see ``innerloop.motif_grid``.
         orbit_size: k of the orbit counts, 3 to 5.
+        bins: of each statistic of orbit counts, between quantiles of the graphs trained on; 0 takes its value.
         epochs: at most, in each run.
         lrs: learning rates; the honest protocol chooses one of them for each fold by its hold-out.
         optimizer: sgd (with ``momentum``, as published) or adam.
@@ -65,6 +66,7 @@ class Config:
     content: Content = "value"
     tie: Tie = "degree"
     orbit_size: int = 4
+    bins: int = 16
     epochs: int = 100
     batch_size: int = 18
     lrs: tuple[float, ...] = (1e-3, 1e-2)
@@ -82,7 +84,7 @@ class Config:
         choices = {"variant": VARIANTS, "protocol": PROTOCOLS, "content": Content.__args__, "tie": Tie.__args__,
                    "optimizer": Optimizer.__args__, "orbit_size": (3, 4, 5)}  # fmt: skip
         check_choices(self, choices)
-        check_integers(self, 0, ("grid_nodes", "fold_seed"))
+        check_integers(self, 0, ("grid_nodes", "fold_seed", "bins"))
         check_integers(self, 1, ("slots", "epochs", "batch_size", "hidden"))
         check_integers(self, 2, ("num_folds",))
         check_numbers(self, ("momentum", "penalty"))

@@ -33,6 +33,7 @@ def fit(
     content: Content | None = None,
     tie: Tie | None = None,
     orbit_size: int | None = None,
+    bins: int | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
     lrs: list[float] | None = None,
@@ -68,6 +69,7 @@ def fit(
         content: of the grid, value (of the label) or onehot.
         tie: order of nodes of equal closeness, degree, official or canonical.
         orbit_size: 3, 4 or 5, size of the orbits of ma-gcnn+orbits.
+        bins: of each of its statistics, between quantiles of the graphs trained on; 0 takes the values themselves.
         epochs: of each run.
         batch_size: graphs of a step.
         lrs: learning rates, between which the honest protocol chooses for each fold.

@@ -52,8 +52,8 @@ class Problem:
     grid: tuple[int, int, int] | None = None
     blocks: Tensor | None = None
 
-    def network(self, config: Config) -> nn.Module:
-        """The model of ``config.variant``, with parameters of torch's generator."""
+    def network(self, config: Config, items: Tensor | None = None) -> nn.Module:
+        """The model of ``config.variant``, with parameters of torch's generator, to train on ``items``, int64."""
         if config.variant == "structure-free":
             return nn.Sequential(
                 nn.Linear(self.inputs[0].shape[1], config.hidden),
@@ -67,13 +67,17 @@ class Problem:
             return MGCNN(nodes, slots, self.num_classes, in_channels=channels)
         if config.variant == "ma-gcnn":
             return MAGCNN(slots, self.num_classes, in_channels=channels)
-        return MAGCNN(
+        model = MAGCNN(
             slots,
             self.num_classes,
             in_channels=channels,
             graph_features=self.inputs[1].shape[1],
+            graph_bins=config.bins,
             graph_hidden=config.hidden,
         )
+        if items is not None and config.bins:
+            model.fit_bins(self.inputs[1][items])
+        return model
 
     def to(self, device: str) -> Problem:
         moved = tuple(x.to(device) for x in self.inputs)

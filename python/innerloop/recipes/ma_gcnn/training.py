@@ -92,7 +92,7 @@ def train(
         items, holdout = split_holdout(items, problem.labels, config.holdout, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(step_generator(run.seed, run.fold, 1).initial_seed())
-        network = problem.network(config).to(device)
+        network = problem.network(config, items).to(device)
     optimizer = _optimizer(network, config, run.lr)
     problem = problem.to(device)
     epochs: list[dict[str, float]] = []
