@@ -180,3 +180,42 @@ def filter_torch_warnings(test):
     for warning in _TORCH_WARNINGS:
         test = pytest.mark.filterwarnings(warning)(test)
     return test
+
+
+class Called(TorchDispatchMode):
+    """Names of the package's ops that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "innerloop":
+            self.names.append(func.__name__.split(".")[0])
+        return func(*args, **(kwargs or {}))
+
+
+class Largest(TorchDispatchMode):
+    """Elements of the largest tensor that any op returns."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for t in torch.utils._pytree.tree_leaves(result):
+            if isinstance(t, Tensor):
+                self.largest = max(self.largest, t.numel())
+        return result
+
+
+#: What no counting op takes for a graph: (graph, error, text).
+NO_GRAPHS = pytest.mark.parametrize(
+    ("graph", "error", "text"),
+    [
+        (3, TypeError, "int"),
+        (torch.rand(2, 4), TypeError, "edge_index.*float32"),
+        (torch.ones(3, 4, dtype=torch.int64), ValueError, r"edge_index.*\(3, 4\).*\(2, E\)"),
+        (torch.tensor([[0], [-1]]), (ValueError, IndexError), "edge_index.*-1"),
+    ],
+    ids=["number", "float", "shape", "negative"],
+)

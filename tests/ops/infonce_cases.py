@@ -13,7 +13,6 @@ import torch
 from innerloop.reference.infonce import ckd, infonce, ntxent, siglip, supcon
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -378,19 +377,6 @@ def assert_acceptance(B, D, dtype):
                 assert error.abs().max() <= 2e-6 * expected.abs().max()
             else:
                 assert error.norm() <= 1e-2 * expected.norm()
-
-
-class Largest(TorchDispatchMode):
-    """Elements of the largest tensor that any op returns."""
-
-    largest = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for t in torch.utils._pytree.tree_leaves(result):
-            if isinstance(t, torch.Tensor):
-                self.largest = max(self.largest, t.numel())
-        return result
 
 
 # ---- bad input: what differs from a good call, the error, and a part of its text ----

@@ -9,11 +9,11 @@ import sys
 import innerloop
 import pytest
 import torch
+from cases import Largest
 from innerloop import band_attention, pooling_attention, reference
 from innerloop.ops.band_attention import _globals, band
 from processes import run_python
 from tolerances import assert_close, assert_close_to_truth
-from torch.utils._python_dispatch import TorchDispatchMode
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
@@ -361,19 +361,6 @@ def test_dropout_of_the_definition():
     kept = dropped != 0
     assert_close(dropped[kept], plain[kept] / 0.75)
     assert abs(kept.double().mean() - 0.75) < 0.03
-
-
-class Largest(TorchDispatchMode):
-    """Elements of the largest tensor that any op returns."""
-
-    largest = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for t in torch.utils._pytree.tree_leaves(result):
-            if isinstance(t, torch.Tensor):
-                self.largest = max(self.largest, t.numel())
-        return result
 
 
 def test_no_tensor_of_scores():

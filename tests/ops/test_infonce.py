@@ -10,6 +10,7 @@ from dataclasses import replace
 import innerloop
 import pytest
 import torch
+from cases import Largest
 from ops.infonce_cases import (
     BAD,
     BAD_OTHERS,
@@ -25,7 +26,6 @@ from ops.infonce_cases import (
     REDUCTIONS,
     REFERENCE,
     K,
-    Largest,
     Problem,
     Q,
     assert_acceptance,

@@ -8,12 +8,12 @@ import math
 
 import pytest
 import torch
+from cases import Called
 from innerloop import infonce
 from ops.infonce_cases import calls
 from processes import run_python
 from tolerances import assert_close
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton")
 ops = importlib.import_module("innerloop.ops.infonce")  # the package's attribute of that name is the function
@@ -306,19 +306,6 @@ def test_allow_tf32():
         assert precision() == "tf32"
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
-
-
-class Called(TorchDispatchMode):
-    """Names of the package's ops that run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "innerloop":
-            self.names.append(func.__name__.split(".")[0])
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("wanted", ["triton", "cuda", None])

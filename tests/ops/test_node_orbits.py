@@ -7,7 +7,7 @@ import itertools
 import innerloop
 import pytest
 import torch
-from cases import Record, filter_torch_warnings
+from cases import NO_GRAPHS, Record, filter_torch_warnings
 from innerloop import Graph, edge_orbits, graphlets, node_orbits
 from innerloop.reference.node_orbits import GRAPHLETS, NUM_ORBITS, overlap_matrix
 from innerloop.reference.node_orbits import edge_orbits as reference_edges
@@ -243,16 +243,7 @@ def test_error_text_of_k(name, k):
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-@pytest.mark.parametrize(
-    ("graph", "error", "text"),
-    [
-        (3, TypeError, "int"),
-        (torch.rand(2, 4), TypeError, "edge_index.*float32"),
-        (torch.ones(3, 4, dtype=torch.int64), ValueError, r"edge_index.*\(3, 4\).*\(2, E\)"),
-        (torch.tensor([[0], [-1]]), (ValueError, IndexError), "edge_index.*-1"),
-    ],
-    ids=["number", "float", "shape", "negative"],
-)
+@NO_GRAPHS
 def test_error_texts_of_graph(name, graph, error, text):
     with pytest.raises(error, match=text):
         FUNCTIONS[name](graph, 4)

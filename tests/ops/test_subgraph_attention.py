@@ -3,11 +3,10 @@
 
 import pytest
 import torch
-from cases import filter_torch_warnings
+from cases import Largest, filter_torch_warnings
 from innerloop import reference, subgraph_attention
 from processes import run_python
 from tolerances import assert_close, assert_close_to_truth
-from torch.utils._python_dispatch import TorchDispatchMode
 
 # B, H, N, D: MUTAG's first layer, an output head, one node, many nodes, odd sizes
 SHAPES = [(3, 8, 18, 16), (2, 1, 33, 2), (2, 3, 1, 5), (1, 2, 285, 16), (2, 2, 7, 1), (1, 1, 64, 37)]
@@ -277,19 +276,6 @@ def test_derivatives_that_are_not_there_raise(nested):
 
     with pytest.raises((NotImplementedError, RuntimeError), match=r"subgraph_attention: second|jvp"):
         derive()
-
-
-class Largest(TorchDispatchMode):
-    """Elements of the largest tensor that any op returns."""
-
-    largest = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for t in torch.utils._pytree.tree_leaves(result):
-            if isinstance(t, torch.Tensor):
-                self.largest = max(self.largest, t.numel())
-        return result
 
 
 def test_no_tensor_of_scores():

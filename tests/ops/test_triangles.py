@@ -9,7 +9,7 @@ import networkx as nx
 import numpy as np
 import pytest
 import torch
-from cases import Record, filter_torch_warnings
+from cases import NO_GRAPHS, Record, filter_torch_warnings
 from innerloop import Graph, clustering, transitivity, triangles
 from innerloop.data.rmat import rmat
 from innerloop.data.tu import load_mutag, read_edge_list
@@ -232,16 +232,7 @@ def test_error_text_of_per(per):
 
 
 @pytest.mark.parametrize("f", [triangles, clustering, transitivity])
-@pytest.mark.parametrize(
-    ("graph", "error", "text"),
-    [
-        (3, TypeError, "int"),
-        (torch.rand(2, 4), TypeError, "edge_index.*float32"),
-        (torch.ones(3, 4, dtype=torch.int64), ValueError, r"edge_index.*\(3, 4\).*\(2, E\)"),
-        (torch.tensor([[0], [-1]]), (ValueError, IndexError), "edge_index.*-1"),
-    ],
-    ids=["number", "float", "shape", "negative"],
-)
+@NO_GRAPHS
 def test_error_texts_of_graph(f, graph, error, text):
     with pytest.raises(error, match=text):
         f(graph)
