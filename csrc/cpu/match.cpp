@@ -165,9 +165,9 @@ class Searcher {
     }
     if (!compute(levels_[i])) return 0;
     const bool before_tail = i + 1 == size_ - tail_;
-    const int64_t found = before_tail && output_ == Output::kCount                ? count_tail(i + 1)
-                          : before_tail && output_ == Output::kTally && tail_ > 1 ? tally_tail(i + 1)
-                                                                                  : descend(i + 1);
+    const int64_t found = before_tail && output_ == Output::kCount   ? count_tail(i + 1)
+                          : before_tail && output_ == Output::kTally ? tally_tail(i + 1)
+                                                                     : descend(i + 1);
     if (found > 0 && output_ == Output::kTally) tally(i, found);
     return found;
   }
