@@ -241,6 +241,11 @@ template <class Count>
 class CycleWorker {
   static constexpr int64_t kLine = 64 / sizeof(Count);
   static constexpr int64_t kScan = 8;  // counts looked at in the time of one path
+  // A neighbour u of v with neighbours below v, which are the first of its row.
+  struct Middle {
+    const int32_t* row;
+    int32_t node, below;
+  };
 
  public:
   CycleWorker(const Counts& c, bool alone)
@@ -248,7 +253,7 @@ class CycleWorker {
         c4_(c.c4, c.graph.g.num_nodes, alone),
         c4_edge_(c.c4_edge, c.graph.g.num_edges, alone),
         between_(c.graph.g.num_nodes),
-        below_(c.graph.g.num_nodes) {
+        middles_(c.graph.g.num_nodes) {
     fill(between_.get(), c.graph.g.num_nodes, Count(0));
   }
 
@@ -257,31 +262,34 @@ class CycleWorker {
     const int64_t first = g.rowptr[v], count = g.split[v] - first;
     if (count < 2) return;
     Count* between = between_.get();
-    int32_t* below = below_.get();  // neighbours of the i-th u that are below v
-    int64_t walked = 0, lowest = v;
+    Middle* middles = middles_.get();
+    int64_t found = 0, walked = 0, lowest = v;
     for (int64_t i = 0; i < count; ++i) {
-      const int64_t u = g.col[first + i];
-      lowest = min64(lowest, g.col[g.rowptr[u]]);
+      const int64_t u = g.col[first + i], start = g.rowptr[u];
       if (i + kAhead < count) __builtin_prefetch(g.col + g.rowptr[g.col[first + i + kAhead]]);
-      below[i] = count_below(g.col + g.rowptr[u], g.col + g.rowptr[u + 1], int32_t(v), between);
-      walked += below[i];
+      const int32_t* row = g.col + start;
+      if (*row >= v) continue;
+      lowest = min64(lowest, *row);
+      const int32_t below = count_below(row, g.col + g.rowptr[u + 1], int32_t(v), between);
+      walked += below;
+      middles[found++] = {row, int32_t(u), below};
     }
-    int64_t at_v = 0;
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t u = g.col[first + i];
-      const int64_t cycles = total(g.col + g.rowptr[u], below[i], between) - below[i];
-      c4_[u] += cycles;
-      at_v += cycles;
-      if (c4_edge_.sums != nullptr) by_edge(g.rowptr[u], below[i], cycles);
+    if (found > 1) {
+      int64_t at_v = 0;
+      for (int64_t i = 0; i < found; ++i) {
+        const Middle& u = middles[i];
+        const int64_t cycles = total(u.row, u.below, between) - u.below;
+        c4_[u.node] += cycles;
+        at_v += cycles;
+        if (c4_edge_.sums != nullptr) by_edge(u.row - g.col, u.below, cycles);
+      }
+      c4_[v] += at_v / 2;
+      if (v - lowest < kScan * walked) {
+        scan(between + lowest, v - lowest, walked, c4_.sums + lowest);
+        return;
+      }
     }
-    c4_[v] += at_v / 2;
-    if (v - lowest < kScan * walked) {
-      scan(between + lowest, v - lowest, walked, c4_.sums + lowest);
-      return;
-    }
-    for (int64_t i = 0; i < count; ++i) {
-      collect(g.col + g.rowptr[g.col[first + i]], below[i], between, c4_.sums);
-    }
+    for (int64_t i = 0; i < found; ++i) collect(middles[i].row, middles[i].below, between, c4_.sums);
   }
 
   void merge() {
@@ -341,7 +349,7 @@ class CycleWorker {
   const Oriented& o_;
   Partial<int64_t> c4_, c4_edge_;
   Scratch<Count> between_;
-  Scratch<int32_t> below_;
+  Scratch<Middle> middles_;
 };
 
 // What sums over edges give, for each node in rank space: one cache line.
