@@ -264,15 +264,17 @@ class CycleWorker {
     Count* between = between_.get();
     Middle* middles = middles_.get();
     int64_t found = 0, walked = 0, lowest = v;
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t u = g.col[first + i], start = g.rowptr[u];
+    for (int64_t i = 0; i < count; ++i) {  // without a branch, which could not be foreseen
+      const int64_t u = g.col[first + i];
       if (i + kAhead < count) __builtin_prefetch(g.col + g.rowptr[g.col[first + i + kAhead]]);
-      const int32_t* row = g.col + start;
-      if (*row >= v) continue;
-      lowest = min64(lowest, *row);
-      const int32_t below = count_below(row, g.col + g.rowptr[u + 1], int32_t(v), between);
-      walked += below;
-      middles[found++] = {row, int32_t(u), below};
+      const int32_t* row = g.col + g.rowptr[u];
+      middles[found] = {row, int32_t(u), 0};
+      found += *row < v;
+    }
+    for (int64_t i = 0; i < found; ++i) {
+      Middle& u = middles[i];
+      lowest = min64(lowest, *u.row);
+      walked += u.below = count_below(u.row, g.col + g.rowptr[u.node + 1], int32_t(v), between);
     }
     if (found > 1) {
       int64_t at_v = 0;
