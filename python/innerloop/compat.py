@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .graph import RelGraph
+from .ops._checks import as_int
 from .ops.node_orbits import edge_orbits, node_orbits
 from .ops.relational_spmm import relational_spmm
 from .simple_graph import Graph
@@ -106,11 +107,11 @@ def orca_nodes(
         int64 (num_nodes, 15 | 73 | 4).
 
     Raises:
-        ValueError: an edge list of another shape, or another size.
+        ValueError: an edge list of another shape or kind, or another size. TypeError: an edge list that is none.
         IndexError: an id out of range.
     """
-    _check_size("orca_nodes", graphlet_size)
-    return node_orbits(_simple_graph("orca_nodes", edge_list, num_nodes), graphlet_size).numpy()
+    k = _checked_size("orca_nodes", graphlet_size)
+    return node_orbits(_simple_graph("orca_nodes", edge_list, num_nodes), k).numpy()
 
 
 def orca_edges(
@@ -123,21 +124,30 @@ def orca_edges(
     Returns:
         int64 (m, 12 | 68 | 2), a row for each distinct edge, in the order of their first appearance.
     """
-    _check_size("orca_edges", graphlet_size)
-    return edge_orbits(_simple_graph("orca_edges", edge_list, num_nodes), graphlet_size).numpy()
+    k = _checked_size("orca_edges", graphlet_size)
+    return edge_orbits(_simple_graph("orca_edges", edge_list, num_nodes), k).numpy()
 
 
-def _check_size(owner: str, graphlet_size: int) -> None:
-    if graphlet_size not in (3, 4, 5):
+def _checked_size(owner: str, graphlet_size: int) -> int:
+    size = as_int(graphlet_size)
+    if size not in (3, 4, 5):
         raise ValueError(f"{owner}: graphlet_size is {graphlet_size!r}, expected 3, 4 or 5")
+    return size
 
 
 def _simple_graph(owner: str, edge_list: np.ndarray | Tensor | Iterable[tuple[int, int]], n: int | None) -> Graph:
+    if not isinstance(edge_list, Iterable):
+        raise TypeError(f"{owner}: edge_list is {type(edge_list).__name__}, expected pairs of node ids")
     given = edge_list if isinstance(edge_list, np.ndarray | Tensor) else list(edge_list)
-    edges = torch.as_tensor(given, dtype=None if len(given) else torch.int64)
+    try:
+        edges = torch.as_tensor(given, dtype=None if len(given) else torch.int64)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # no numbers, or of no shape
+        raise ValueError(
+            f"{owner}: edge_list has entries that are no ids ({error}), expected integers of shape (m, 2)"
+        ) from None
     if edges.numel() == 0:
         edges = edges.reshape(0, 2).long()
-    if edges.dim() != 2 or edges.shape[1] != 2 or edges.is_floating_point():
+    if edges.dim() != 2 or edges.shape[1] != 2 or edges.dtype == torch.bool or edges.is_floating_point():
         raise ValueError(
             f"{owner}: edge_list is {edges.dtype} of shape {tuple(edges.shape)}, expected integers of shape (m, 2)"
         )

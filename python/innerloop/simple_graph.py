@@ -13,7 +13,10 @@ from torch import Tensor
 
 __all__ = ["Graph"]
 
-_INT_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+_INT_DTYPES = (
+    *(torch.int64, torch.int32, torch.int16, torch.int8),
+    *(torch.uint64, torch.uint32, torch.uint16, torch.uint8),
+)
 _HEADER = 2  # `index` starts with n and m
 # Nodes that are believed without num_nodes: so many at any rate, then so many for each edge. A node takes 20 bytes:
 # one mistyped id, or hashes for ids, would take gigabytes.
@@ -47,6 +50,9 @@ class Graph:
             large that there would be more than 2**24 nodes and more than 1024 for each edge.
         ptr: int64 (B + 1,), for a batch of B graphs: graph b has the nodes ptr[b] to ptr[b + 1]. Default: one graph.
         check: raise where an edge is a loop or comes twice, instead of dropping it. Reverse pairs are allowed.
+
+    Attributes and properties are tensors of the graph itself, no copies, which later calls read again: take them as
+    read-only, and `clone()` one before an edit in place.
 
     Attributes:
         num_nodes, num_edges, num_graphs: n, m (undirected), B.
@@ -134,6 +140,10 @@ class Graph:
         """The same graph with its tensors on `device`; triangles, clustering and orbits are then counted there."""
         if not isinstance(device, torch.device | str):
             raise TypeError(f"Graph: device is {device!r}, expected a torch.device or its name")
+        try:
+            device = torch.device(device)
+        except RuntimeError:  # of a name that is none
+            raise ValueError(f"Graph: device is {device!r}, expected a name such as 'cuda:0'") from None
         moved = object.__new__(type(self))
         moved.num_nodes, moved.num_edges = self.num_nodes, self.num_edges
         for name in ("index", "adjacency", "ptr", "_ends"):
@@ -167,7 +177,7 @@ class Graph:
         if isinstance(graph, Tensor):
             return cls(graph)
         if isinstance(graph, np.ndarray):
-            return cls(torch.tensor(np.ascontiguousarray(graph).astype(graph.dtype.newbyteorder("="))))
+            return cls(_from_array(graph))
         if isinstance(graph, list | tuple):
             return cls(_listed(graph))
         for attributes, build in (
@@ -204,6 +214,9 @@ class Graph:
         if len(matrix.shape) != 2 or matrix.shape[0] != matrix.shape[1]:
             raise ValueError(f"Graph: matrix has shape {tuple(matrix.shape)}, expected a square adjacency matrix")
         entries = matrix.tocoo()
+        summed = entries.tocsr()
+        if summed.nnz < entries.nnz:  # entries that come twice add up, to 0 maybe
+            entries = summed.tocoo()
         there = entries.data != 0
         pairs = [torch.as_tensor(ids[there], dtype=torch.int64) for ids in (entries.row, entries.col)]
         return cls(torch.stack(pairs), matrix.shape[0])
@@ -241,6 +254,16 @@ def _listed(graph: Sequence[Any]) -> Tensor:
     return torch.tensor([[int(u) for u in pair] for pair in graph], dtype=torch.int64).reshape(-1, 2).t()
 
 
+def _from_array(array: np.ndarray) -> Tensor:
+    if array.shape == (0,):
+        return _listed([])
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"Graph: graph is an array of {array.dtype}, expected integers (2, E)")
+    # In a dtype and byte order that torch has.
+    dtype = np.int64 if np.can_cast(array.dtype, np.int64) else np.uint64
+    return torch.from_numpy(array.astype(dtype, order="C"))
+
+
 def _is_node(u: object) -> bool:
     return isinstance(u, int | np.integer) and not isinstance(u, bool) and 0 <= u < 2**31 - 1
 
@@ -252,13 +275,18 @@ def _pairs(edge_index: Tensor) -> tuple[Tensor, Tensor]:
         raise TypeError(
             f"Graph: edge_index has dtype {edge_index.dtype}, expected an integer dtype such as torch.int64"
         )
+    if edge_index.layout != torch.strided:
+        raise TypeError(f"Graph: edge_index has layout {edge_index.layout}, expected a dense tensor (2, E)")
     if edge_index.dim() != 2 or edge_index.shape[0] != 2:
         raise ValueError(f"Graph: edge_index has shape {tuple(edge_index.shape)}, expected (2, E)")
     if edge_index.device.type != "cpu":
         raise ValueError(f"Graph: edge_index is on {edge_index.device}, expected a CPU tensor")
     if edge_index.shape[1] >= 2**31:
         raise ValueError(f"Graph: edge_index has {edge_index.shape[1]} edges, expected fewer than 2**31")
-    source, destination = edge_index.to(torch.int64)
+    source, destination = ids = edge_index.to(torch.int64)
+    if edge_index.dtype == torch.uint64 and bool((ids < 0).any()):
+        wrapped = int(ids[ids < 0][0])
+        raise ValueError(f"Graph: edge_index has the node {wrapped + 2**64}, expected nodes below 2**31 - 1")
     return source.contiguous(), destination.contiguous()
 
 

@@ -322,6 +322,33 @@ def test_wrong_graph_features(width, given, text):
         model(GRID, graph_features=None if given is None else torch.zeros(B, given))
 
 
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"x": np.zeros((B, 1, K * S, K * N))}, "x is ndarray, expected a tensor"),
+        ({"x": None}, "x is NoneType, expected a tensor"),
+        ({"features": [1]}, "features is list, expected a tensor"),
+        ({"graph_features": [1]}, "graph_features is list, expected a tensor"),
+        ({"x": torch.zeros(B, 1, K * S, K * N).double()}, "x is torch.float64, expected torch.float32"),
+        ({"features": torch.zeros(B, N, 5).double()}, "features is torch.float64, expected torch.float32"),
+        ({"graph_features": torch.zeros(B, 7).long()}, "graph_features is torch.int64, expected torch.float32"),
+    ],
+)
+def test_wrong_kinds(change, text):
+    inputs = {"x": GRID, "features": FEATURES, "graph_features": torch.zeros(B, 7)}
+    model = MAGCNN(S, C, node_features=5, graph_features=7)
+    model(**inputs)
+    with pytest.raises(TypeError, match=f"MAGCNN: {text}"):
+        model(**inputs | change)
+
+
+@pytest.mark.parametrize("kind", [MAGCNN, MGCNN])
+def test_no_graphs_have_no_loss(kind):
+    model, (x,), y = make(kind)
+    with pytest.raises(ValueError, match=f"{kind.__name__}: y is empty, expected a class of at least one graph"):
+        model.loss(x[:0], y[:0])
+
+
 def test_only_what_is_trained_is_regularised():
     model = MAGCNN(S, C)
     assert_close(model.l2(), 0.005 * sum(p.square().sum() for p in model.parameters()))
@@ -354,6 +381,7 @@ CALLS = [
     (GRID.expand(-1, 2, -1, -1), None, 0, "x is torch.float32 of shape"),
     (GRID[:, :, :42], None, 0, "x is torch.float32 of shape"),
     (GRID[..., :53], None, 0, "x is torch.float32 of shape"),
+    (GRID[..., :0], None, 0, r"x is torch.float32 of shape \(3, 1, 45, 0\), expected floating point \(B, 1, 45, "),
     (GRID, FEATURES, 0, "features is a tensor with node_features=0"),
     (GRID, None, 5, "features is none with node_features=5"),
     (GRID, FEATURES[:, :17], 5, r"features has shape \(3, 17, 5\), expected \(3, 18, 5\)"),
@@ -373,6 +401,8 @@ ARGUMENTS = [
     (MAGCNN, {"heads": 1.5}, "heads is 1.5, expected an int of at least 1"),
     (MAGCNN, {"node_features": -1}, "node_features is -1, expected an int of at least 0"),
     (MAGCNN, {"dropout": 1}, r"dropout is 1, expected a share in \[0, 1\)"),
+    (MAGCNN, {"dropout": "a"}, r"dropout is 'a', expected a share in \[0, 1\)"),
+    (MGCNN, {"dropout": False}, r"dropout is False, expected a share in \[0, 1\)"),
     (MAGCNN, {"graph_features": 1.0}, "graph_features is 1.0, expected an int of at least 0"),
     (MAGCNN, {"graph_bins": -1}, "graph_bins is -1, expected an int of at least 0"),
     (MAGCNN, {"graph_hidden": 0}, "graph_hidden is 0, expected an int of at least 1"),

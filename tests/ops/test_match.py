@@ -5,6 +5,7 @@ import re
 from math import comb
 
 import networkx as nx
+import numpy as np
 import pytest
 import torch
 from innerloop import Graph, edge_orbits, graphlets, k_cliques, match, match_batches, node_orbits, triangles
@@ -330,6 +331,10 @@ BAD = [
     ("edge", {"edge_labels": torch.tensor([0, 1, 2**31]), "pattern_edge_labels": [0]}, ValueError,
      "match: edge_labels holds 2147483648, expected labels in [0, 2**31)"),
     ("edge", {"limit": 3}, ValueError, "match: limit is 3 beside counts, expected None"),
+    ("edge", {"limit": np.float64(3), "output": "list"}, ValueError, "match: limit is np.float64(3.0), expected an"),
+    ("edge", {"roots": (True, 2)}, TypeError, "match: roots is (True, 2), expected two ints (first, last)"),
+    ("edge", {"roots": (0, 7)}, ValueError, "match: roots is (0, 7), expected a range of [0, 6]"),
+    ([(0, np.True_)], {}, ValueError, "match: pattern has the entry (0, np.True_), expected pairs of nodes, ints of"),
 ]  # fmt: skip
 
 
@@ -347,6 +352,7 @@ def test_error_texts(given, options, error, text):
         (lambda graph: k_cliques(graph, 9), "k_cliques: k is 9, expected"),
         (lambda graph: k_cliques(graph, 3, "nodes"), "k_cliques: per is 'nodes', expected"),
         (lambda graph: match_batches(graph, "edge", size=0), "match_batches: size is 0, expected"),
+        (lambda graph: match_batches(graph, "edge", size=True), "match_batches: size is True, expected"),
         (lambda graph: match_batches(graph, "edge", limit=-1), "match_batches: limit is -1, expected"),
         (
             lambda graph: match_batches(graph, "edge", node_labels=torch.arange(-1, 5), pattern_node_labels=[0, 0]),
@@ -357,6 +363,18 @@ def test_error_texts(given, options, error, text):
 def test_error_texts_of_the_others(call, text):
     with pytest.raises(ValueError, match=re.escape(text)):
         call(Graph(torch.tensor([[0, 1, 2], [1, 2, 3]]), 6))
+
+
+def test_numpy_ints():
+    graph = Graph(random_edges(9, 0.6), 9)
+    two, three = np.int64(2), np.uint8(3)
+    assert int(match(graph, [(np.int64(0), np.int32(1)), (1, two)])) == int(match(graph, "wedge"))
+    assert int(match(graph, "wedge", roots=(np.int64(0), three))) == int(match(graph, "wedge", roots=(0, 3)))
+    assert len(match(graph, "wedge", output="list", limit=two)) == 2
+    assert [len(part) for part in match_batches(graph, "wedge", size=two, limit=three)] == [2, 1]
+    assert torch.equal(k_cliques(graph, three), triangles(graph))
+    assert torch.equal(graphlets(graph, three), graphlets(graph, 3))
+    assert torch.equal(edge_orbits(graph, three), edge_orbits(graph, 3))
 
 
 @pytest.mark.parametrize("leaves", [1400, 1600])

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """match: lists with a limit and part by part, what they look at and take; opcheck and torch.compile."""
 
+import networkx as nx
+import numpy as np
 import pytest
 import torch
 from cases import Record, filter_torch_warnings
@@ -86,7 +88,7 @@ def test_a_list_goes_on_where_it_is_told(pattern, induced):
                 assert torch.equal(search._part(offsets, first + 1, take, every[at]), every[at + 1 : last])
 
 
-@pytest.mark.parametrize("size", [1, 5, 1000])
+@pytest.mark.parametrize("size", [1, 5, 1000, 2**70])
 def test_batches_are_the_list(size):
     graph = Graph(random_edges(12, 0.6), 12)
     labels = {"edge_labels": torch.randint(0, 2, (graph.num_edges,)), "pattern_edge_labels": [0, -1, 1, -1]}
@@ -165,9 +167,7 @@ def test_compile(backend):
 
 
 @filter_torch_warnings
-@pytest.mark.parametrize(
-    "pattern", [[(0, 1), (1, 2), (2, -8)], [(0, 1), (1, True)], [[0, 1, 2], [1, 2, 0]], [(0, 8), (0, 1)]], ids=str
-)
+@pytest.mark.parametrize("pattern", [[(0, 1), (1, 2), (2, -8)], [(0, 1), (1, True)], [(0, 8), (0, 1)]], ids=str)
 def test_compiled_patterns_are_checked(pattern):
     torch._dynamo.reset()
     graph = Graph(*BATCH[:2])
@@ -189,10 +189,37 @@ def test_compiled_arguments():
         compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
         for argument in arguments:
             assert torch.equal(compiled(one, argument), function(one, argument))
+
+
+UNTRACED = {
+    "tensor": (torch.tensor(LIST).T, {}),
+    "array": (np.array(LIST), {}),
+    "numpy ints": ([(np.int64(0), 1), (1, 2), (2, 0), (2, 3)], {}),
+    "rows": ([[0, 1, 2, 2], [1, 2, 0, 3]], {}),
+    "networkx": (nx.Graph(LIST), {}),
+    "pattern": (as_pattern(LIST, "match"), {}),
+    "array of labels": (LIST, {"pattern_node_labels": np.array([0, -1, 1, -1])}),
+    "tensor of labels": (LIST, {"pattern_node_labels": torch.tensor([0, -1, 1, -1])}),
+    "numpy labels": (LIST, {"pattern_node_labels": [np.int64(0), -1, 1, -1]}),
+}
+
+
+@filter_torch_warnings
+@pytest.mark.parametrize("name", UNTRACED)
+def test_what_cannot_be_traced_breaks_the_graph(name):
+    graph, (pattern, labels) = Graph(*BATCH[:2]), UNTRACED[name]
+    labels = labels and {"node_labels": NODE_LABELS, **labels}
+    expected = match(graph, pattern, **labels) + 1
+    assert expected > 1
+
+    def function(one):
+        return match(graph, pattern, **labels) + one
+
     torch._dynamo.reset()
-    tensor = torch.tensor(LIST).T.contiguous()
-    compiled = torch.compile(lambda one, pattern: match(graph, pattern) + one, backend="aot_eager")
-    assert compiled(one, tensor) == match(graph, LIST) + 1  # the value of a tensor is not known: outside the graph
+    assert torch.compile(function, backend="eager")(torch.tensor(1)) == expected
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="breaks a compiled graph: give text, lists of ints"):
+        torch.compile(function, backend="eager", fullgraph=True)(torch.tensor(1))
 
 
 @filter_torch_warnings

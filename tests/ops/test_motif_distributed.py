@@ -7,6 +7,7 @@ from itertools import pairwise, product
 from pathlib import Path
 
 import innerloop
+import numpy as np
 import pytest
 import torch
 from cases import Record
@@ -195,6 +196,12 @@ def alone(tmp_path):
 def test_without_a_group(function):
     with pytest.raises(RuntimeError, match=f"{function.__name__}: torch.distributed is not initialised"):
         function(graphs()[0])
+
+
+@pytest.mark.usefixtures("alone")
+def test_numpy_ints():
+    graph = graphs()[0]
+    assert torch.equal(node_orbits_distributed(graph, np.int64(4)), node_orbits(graph, 4))
 
 
 @pytest.mark.usefixtures("alone")

@@ -3,6 +3,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from innerloop import Graph, closeness, gather_grid, motif_grid, reference
@@ -251,6 +252,28 @@ def test_compile():
         assert_close(a, e)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("labelled", [False, True])
+def test_onehot_without_num_labels_breaks_the_graph(labelled):
+    graph = some_graphs()
+    labels = torch.randint(4, (graph.num_nodes,)) if labelled else None
+
+    def function():
+        return motif_grid(graph, 5, node_labels=labels, content="onehot").x
+
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(function, backend="eager")(), function())
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="breaks a compiled graph: give num_labels"):
+        torch.compile(function, backend="eager", fullgraph=True)()
+
+
+def test_numpy_ints():
+    graph, labels = some_graphs(), {"content": "onehot", "num_labels": 3}
+    grid = motif_grid(graph, np.int64(5), np.int32(4), k=np.uint8(3), **labels | {"num_labels": np.int64(3)})
+    assert_same(grid, motif_grid(graph, 5, 4, k=3, **labels))
+
+
 def test_kernels_refuse_what_is_no_batch():
     graph = union((3, [(0, 1)]), (3, [(0, 2)]))
     for ptr in ([0, 1, 6], [0, 4, 3, 6], [0, 3], [1, 6], [0]):
@@ -269,6 +292,12 @@ BAD = [
     ({"slots": 2.0}, ValueError, "slots is 2.0, expected an int of at least 1"),
     ({"k": 6}, ValueError, "k is 6, expected an int from 2 to 5"),
     ({"k": True}, ValueError, "k is True"),
+    ({"slots": 2**40, "num_nodes": 2**40}, ValueError,
+     r"num_nodes is 1099511627776, slots is 1099511627776, \d+ bytes for a batch of 1, expected less than 2\*\*63"),
+    ({"num_nodes": 2**70}, ValueError, rf"num_nodes is {2**70}, slots is 15, \d+ bytes"),
+    ({"num_labels": 2**70, "content": "onehot"}, ValueError, rf"num_nodes is 2, slots is 15, num_labels is {2**70}, "),
+    ({"slots": 2**50}, MemoryError, rf"num_nodes is 2, slots is {2**50}, {98 * 2**50} bytes for a batch of 1"),
+    ({"num_labels": 2**50, "content": "onehot"}, MemoryError, rf"num_nodes is 2, slots is 15, num_labels is {2**50}, "),
     ({"tie": "index"}, ValueError, "tie is 'index', expected one of degree, official, canonical"),
     ({"content": "image"}, ValueError, "content is 'image', expected one of value, onehot"),
     ({"node_labels": LABELS.float()}, TypeError, "node_labels is torch.float32, expected an integer tensor"),
@@ -284,7 +313,7 @@ BAD = [
     ({"centrality": "degree"}, TypeError, "centrality is str, expected an integer or floating tensor"),
     ({"centrality": torch.ones(2)}, ValueError, r"centrality has shape \(2,\), expected \(3,\)"),
     ({"centrality": torch.tensor([1, torch.nan, 2])}, ValueError, "centrality has nan, expected numbers"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("change", "error", "text"), BAD, ids=[text for *_, text in BAD])
@@ -306,6 +335,8 @@ BAD_GATHER = [
     ((INDEX[0], MASK, FEATURES), ValueError, r"index has shape \(2, 4, 3\), expected \(B, N, S, k\)"),
     ((INDEX, MASK[:, :1], FEATURES), ValueError, r"mask has shape \(1, 1, 4\), expected \(1, 2, 4\)"),
     ((INDEX, MASK, FEATURES[0]), ValueError, r"features has shape \(2,\), expected \(n, F\)"),
+    ((INDEX + 5, MASK, FEATURES), IndexError, r"index holds 5 where mask is True, expected nodes in \[0, 5\)"),
+    ((INDEX - 2, MASK, FEATURES), IndexError, "index holds -2 where mask is True"),
 ]
 
 

@@ -87,7 +87,11 @@ def test_edges_in_order_of_first_appearance():
     assert graph.rank.tolist() == [1, 2, 3, 4, 0]
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.uint8], ids=str)
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.int64, torch.int32, torch.int16, torch.uint8, torch.uint16, torch.uint32, torch.uint64],
+    ids=str,
+)
 def test_dtypes_and_strides(dtype):
     edge_index = random_edges(20, 80)
     expected = Graph(edge_index, 20)
@@ -181,7 +185,16 @@ def test_of_refuses_what_is_no_list_of_pairs(graph):
 
 def test_of_nothing():
     assert_same(Graph.of([]), Graph(EMPTY))
-    assert_same(Graph.of(np.array([[0, 1], [1, 2]], dtype=">i8")[:, ::-1]), Graph(torch.tensor([[1, 0], [2, 1]])))
+    assert_same(Graph.of(np.array([])), Graph(EMPTY))
+
+
+@pytest.mark.parametrize("dtype", [">i8", np.int16, np.uint8, np.uint16, ">u4", np.uint32, np.uint64, np.ulonglong])
+def test_of_arrays(dtype):
+    array = np.array([[0, 1], [1, 2]], dtype)
+    assert_same(Graph.of(array[:, ::-1]), Graph(torch.tensor([[1, 0], [2, 1]])))
+    graph = Graph.of(array)
+    array[:] = 0
+    assert graph.edges.tolist() == [[0, 1], [1, 2]]
 
 
 def test_of_takes_graphs_and_tensors():
@@ -225,6 +238,18 @@ def test_from_scipy_large_indices():
     row, col = np.array([0, 1], np.int64), np.array([1, 2], np.int64)
     matrix = sparse.coo_array((np.ones(2), (row, col)), shape=(4, 4))
     assert Graph.from_scipy(matrix).edges.tolist() == [[0, 1], [1, 2]]
+
+
+def test_from_scipy_entries_that_come_twice():
+    """They add up, to 0 maybe; without them the order of the entries is that of the edges."""
+    sparse = pytest.importorskip("scipy.sparse")
+    twice = sparse.coo_array(([1, -1, 2, 3], ([0, 0, 2, 2], [1, 1, 1, 1])), shape=(3, 3))
+    assert Graph.from_scipy(twice).edges.tolist() == [[2, 1]]
+    assert twice.nnz == 4
+    rows = sparse.csr_array(([1, -1], [1, 1], [0, 2, 2, 2]), shape=(3, 3))
+    assert Graph.from_scipy(rows).num_edges == 0
+    once = sparse.coo_array(([1, 1], ([2, 0], [1, 1])), shape=(3, 3))
+    assert Graph.from_scipy(once).edges.tolist() == [[2, 1], [0, 1]]
 
 
 def test_from_igraph():
@@ -320,6 +345,8 @@ ERRORS = {
     "bool": ((GOOD.bool(), 5), {}, TypeError, ["edge_index", "bool"]),
     "list": ((GOOD.tolist(), 5), {}, TypeError, ["edge_index", "list"]),
     "none": ((None, 5), {}, TypeError, ["edge_index", "NoneType"]),
+    "beyond-int64": ((torch.tensor([[0], [-1]]).to(torch.uint64),), {}, ValueError, ["edge_index", str(2**64 - 1)]),
+    "sparse": ((GOOD.to_sparse(), 5), {}, TypeError, ["edge_index", "sparse_coo", "dense", "(2, E)"]),
     "rows": ((GOOD.T, 5), {}, ValueError, ["edge_index", "(3, 2)", "(2, E)"]),
     "rank": ((GOOD[0], 5), {}, ValueError, ["edge_index", "(3,)", "(2, E)"]),
     "negative-count": ((EMPTY, -1), {}, ValueError, ["num_nodes", "-1"]),
@@ -371,3 +398,19 @@ def test_errors_of_adapters():
             Graph.of(wrong)
     with pytest.raises(TypeError, match=r"Graph.*int"):
         Graph.batch_of([Graph(EMPTY, 1), 3])
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.array([["a", "b"], ["b", "c"]]), EMPTY.numpy().astype(object), np.zeros((2, 3)), np.zeros((2, 3), bool)],
+)
+def test_errors_of_arrays(array):
+    with pytest.raises(TypeError, match=f"Graph: graph is an array of {array.dtype}, expected integers"):
+        Graph.of(array)
+
+
+def test_errors_of_devices():
+    with pytest.raises(ValueError, match="Graph: device is 'foo', expected a name such as 'cuda:0'"):
+        Graph(EMPTY, 1).to("foo")
+    with pytest.raises(TypeError, match="Graph: device is 0, expected"):
+        Graph(EMPTY, 1).to(0)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any
 
 import torch
@@ -110,11 +111,12 @@ class _GridClassifier(nn.Module):
 
     def _check(self, x: Tensor, features: Tensor | None, num_nodes: int | None = None) -> None:
         name, k = type(self).__name__, self.convolutions.motif_size
+        _check_tensor(name, x=x, features=features)
         channels, rows = self.convolutions.conv1.in_channels, k * self.num_slots
         columns = None if num_nodes is None else k * num_nodes
         fits = x.is_floating_point() and x.dim() == 4 and tuple(x.shape[1:3]) == (channels, rows)
-        if not fits or (x.shape[3] % k if columns is None else x.shape[3] != columns):
-            wanted = f"{k}·N" if columns is None else columns
+        if not fits or not x.shape[3] or (x.shape[3] % k if columns is None else x.shape[3] != columns):
+            wanted = f"{k}·N of at least {k}" if columns is None else columns
             raise ValueError(
                 f"{name}: x is {x.dtype} of shape {tuple(x.shape)}, expected floating point "
                 f"(B, {channels}, {rows}, {wanted})"
@@ -125,9 +127,19 @@ class _GridClassifier(nn.Module):
         shape = (len(x), x.shape[3] // k, self.node_features)
         if features is not None and tuple(features.shape) != shape:
             raise ValueError(f"{name}: features has shape {tuple(features.shape)}, expected {shape}")
+        self._check_dtype(x=x, features=features)
+
+    def _check_dtype(self, **inputs: Tensor | None) -> None:
+        dtype = self.convolutions.conv1.weight.dtype
+        for name, t in inputs.items():
+            if t is None or t.dtype == dtype or (t.is_floating_point() and torch.is_autocast_enabled(t.device.type)):
+                continue
+            raise TypeError(f"{type(self).__name__}: {name} is {t.dtype}, expected {dtype} like the parameters")
 
     def loss(self, x: Tensor, y: Tensor, *args: Tensor | None, **options: Tensor | None) -> Tensor:
-        """Mean cross-entropy of the softmax of `forward(x, ...)` against the classes y, int64 (B,)."""
+        """Mean cross-entropy of the softmax of `forward(x, ...)` against the classes y, int64 (B,), B at least 1."""
+        if not len(y):
+            raise ValueError(f"{type(self).__name__}: y is empty, expected a class of at least one graph")
         return F.cross_entropy(self(x, *args, **options), y)
 
 
@@ -203,7 +215,7 @@ class MGCNN(_GridClassifier):
         x: (B, F, k·S, k·N), as of :func:`innerloop.motif_grid`. features: (B, N, E). Returns logits (B, C).
 
     Raises:
-        ValueError: numbers or shapes that do not fit.
+        ValueError: numbers or shapes that do not fit. TypeError: inputs that are no tensors of the parameters' dtype.
 
     Source: Peng et al. (AAAI 2020; arXiv 1811.08270) and its released code.
     """
@@ -268,7 +280,7 @@ class MAGCNN(_GridClassifier):
         (B, G). Returns votes (B, C), or scores with graph features; the class is their argmax.
 
     Raises:
-        ValueError: numbers or shapes that do not fit.
+        ValueError: numbers or shapes that do not fit. TypeError: inputs that are no tensors of the parameters' dtype.
         RuntimeError: bins that are not set.
 
     Source: Peng et al. (AAAI 2020; arXiv 1811.08270) and its released code.
@@ -353,12 +365,14 @@ class MAGCNN(_GridClassifier):
         valid: Tensor | None = None,
         graph_features: Tensor | None = None,
     ) -> Tensor:
+        _check_tensor("MAGCNN", x=x, graph_features=graph_features)
         if (graph_features is None) != (self.graph_features == 0):
             given = "none" if graph_features is None else "a tensor"
             raise ValueError(f"MAGCNN: graph_features is {given} in a model with graph_features={self.graph_features}")
         shape = (len(x), self.graph_features)
         if graph_features is not None and tuple(graph_features.shape) != shape:
             raise ValueError(f"MAGCNN: graph_features has shape {tuple(graph_features.shape)}, expected {shape}")
+        self._check_dtype(graph_features=graph_features)
         return self.count_votes(self.node_logits(x, features, valid), valid, graph_features)
 
     def count_votes(
@@ -383,9 +397,15 @@ def _check_features(owner: str, **counts: int) -> None:
             raise ValueError(f"{owner}: {name} is {count!r}, expected an int of at least 0")
 
 
+def _check_tensor(owner: str, **inputs: Tensor | None) -> None:
+    for name, t in inputs.items():
+        if not isinstance(t, Tensor) and (t is not None or name == "x"):
+            raise TypeError(f"{owner}: {name} is {type(t).__name__}, expected a tensor")
+
+
 def _check_share(owner: str, **shares: float) -> None:
     for name, share in shares.items():
-        if not 0 <= share < 1:
+        if isinstance(share, bool) or not isinstance(share, Real) or not 0 <= share < 1:
             raise ValueError(f"{owner}: {name} is {share!r}, expected a share in [0, 1)")
 
 

@@ -5,13 +5,14 @@ installed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from ..ops._patterns import as_pattern
+from ..ops._checks import as_int
+from ..ops._patterns import Pattern, as_pattern
 from ..ops.match import match
 from ..ops.node_orbits import node_orbits
 from ..simple_graph import Graph
@@ -32,20 +33,23 @@ class AddOrbitCounts:
 
     Call:
         graph: any object with ``edge_index`` (2, E), such as ``torch_geometric.data.Data``, and ``num_nodes``, if the
-        greatest id is not the last node. It is changed and returned.
+        greatest id is not the last node and no attribute ``attr`` has rows to count. It is changed and returned.
 
     Raises:
-        ValueError: another k. TypeError: an object without ``edge_index``.
+        ValueError: another k, or an attribute that is not (n,) or (n, F). TypeError: an object without ``edge_index``,
+        an attribute that is no tensor, arguments of another kind.
     """
 
     def __init__(self, k: int = 4, log: bool = True, attr: str = "x") -> None:
-        if k not in (3, 4, 5):
+        size = as_int(k)
+        if size not in (3, 4, 5):
             raise ValueError(f"AddOrbitCounts: k is {k!r}, expected 3, 4 or 5")
-        self.k, self.log, self.attr = k, log, attr
+        _check_options("AddOrbitCounts", attr, log=log)
+        self.k, self.log, self.attr = size, log, attr
 
     def __call__(self, graph: GraphLike) -> GraphLike:
-        counts = node_orbits(_graph_of(graph, "AddOrbitCounts"), self.k)
-        return _append(graph, self.attr, counts, self.log)
+        counts = node_orbits(_graph_of(graph, "AddOrbitCounts", self.attr), self.k)
+        return _append(graph, "AddOrbitCounts", self.attr, counts, self.log)
 
     def __repr__(self) -> str:
         return f"AddOrbitCounts(k={self.k}, log={self.log}, attr={self.attr!r})"
@@ -56,7 +60,7 @@ class AddSubstructureCounts:
     features of graph substructure networks (Bouritsas et al., TPAMI 2022).
 
     Args:
-        patterns: whatever :func:`innerloop.match` takes: names, edge lists, graph6, networkx graphs.
+        patterns: whatever :func:`innerloop.match` takes: names, edge lists, graph6, networkx graphs; or one of these.
         scope: "node" appends to ``attr``, by default ``x``; "edge" gives a row to each column of ``edge_index``, equal
             in both directions, 0 for self loops, by default in ``edge_attr``.
         induced: whether matches are induced subgraphs.
@@ -79,33 +83,57 @@ class AddSubstructureCounts:
         log: bool = False,
         attr: str | None = None,
     ) -> None:
-        patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+        if not _is_pattern(patterns) and not isinstance(patterns, Iterable):
+            raise TypeError(
+                f"AddSubstructureCounts: patterns is {type(patterns).__name__}, expected a list of patterns"
+            )
+        patterns = [patterns] if _is_pattern(patterns) else list(patterns)
         if not patterns:
             raise ValueError("AddSubstructureCounts: patterns is empty, expected at least one")
         if scope not in ("node", "edge"):
             raise ValueError(f"AddSubstructureCounts: scope is {scope!r}, expected node or edge")
         self.patterns, self.scope, self.induced, self.log = patterns, scope, induced, log
         self._checked = [as_pattern(pattern, "AddSubstructureCounts") for pattern in patterns]
-        self.attr = attr or {"node": "x", "edge": "edge_attr"}[scope]
+        self.attr = {"node": "x", "edge": "edge_attr"}[scope] if attr is None else attr
+        _check_options("AddSubstructureCounts", self.attr, induced=induced, log=log)
 
     def __call__(self, graph: GraphLike) -> GraphLike:
-        simple = _graph_of(graph, "AddSubstructureCounts")
+        simple = _graph_of(graph, "AddSubstructureCounts", self.attr if self.scope == "node" else None)
         output = "orbit_counts" if self.scope == "node" else "edge_counts"
         columns = [match(simple, pattern, induced=self.induced, output=output) for pattern in self._checked]
         counts = torch.cat([c if c.dim() == 2 else c[:, None] for c in columns], dim=1)
         if self.scope == "edge":
-            counts = _by_column(counts, simple, graph.edge_index)
-        return _append(graph, self.attr, counts, self.log)
+            counts = _by_column(counts, simple, _get(graph, "edge_index"))
+        return _append(graph, "AddSubstructureCounts", self.attr, counts, self.log)
 
     def __repr__(self) -> str:
         return f"AddSubstructureCounts({self.patterns!r}, scope={self.scope!r}, induced={self.induced})"
 
 
-def _graph_of(graph: Any, owner: str) -> Graph:
+def _is_pattern(x: Any) -> bool:
+    """Whether it is one pattern: unlike a list of them, a list of edges has numbers on its second level."""
+    if isinstance(x, list | tuple):
+        return bool(x) and all(isinstance(e, list | tuple) and all(as_int(u) is not None for u in e) for e in x)
+    return isinstance(x, str | Pattern) or getattr(x, "ndim", None) == 2 or hasattr(x, "is_directed")
+
+
+def _check_options(owner: str, attr: str, **flags: bool) -> None:
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise TypeError(f"{owner}: {name} is {flag!r}, expected a bool")
+    if not isinstance(attr, str) or not attr:
+        raise TypeError(f"{owner}: attr is {attr!r}, expected the name of an attribute")
+
+
+def _graph_of(graph: Any, owner: str, attr: str | None) -> Graph:
+    """The edges of any object, with as many nodes as it says, or as `attr` has rows."""
     edge_index = _get(graph, "edge_index")
     if not isinstance(edge_index, Tensor):
         raise TypeError(f"{owner}: {type(graph).__name__} has no edge_index, expected an object with a tensor (2, E)")
-    return Graph(edge_index, _get(graph, "num_nodes"))
+    n, rows = _get(graph, "num_nodes"), None if attr is None else _get(graph, attr)
+    if n is None and isinstance(rows, Tensor) and rows.dim():
+        n = len(rows)
+    return Graph(edge_index, n)
 
 
 def _get(graph: Any, name: str) -> Any:
@@ -130,11 +158,16 @@ def _dtype_for(counts: Tensor, dtype: torch.dtype) -> torch.dtype:
     return dtype if torch.equal(counts.to(dtype).double(), counts.double()) else torch.float64
 
 
-def _append(graph: GraphLike, attr: str, counts: Tensor, log: bool) -> GraphLike:
+def _append(graph: GraphLike, owner: str, attr: str, counts: Tensor, log: bool) -> GraphLike:
     if log:
         counts = counts.double().log1p().float()  # counts beyond 2²⁴ keep their digits until the logarithm is taken
     counts, before = counts.to(_get(graph, "edge_index").device), _get(graph, attr)
     if before is not None:
+        if not isinstance(before, Tensor):
+            raise TypeError(f"{owner}: {attr} is {type(before).__name__}, expected a tensor")
+        rows = len(counts)
+        if before.dim() not in (1, 2) or len(before) != rows:
+            raise ValueError(f"{owner}: {attr} has shape {tuple(before.shape)}, expected ({rows},) or ({rows}, F)")
         before = before[:, None] if before.dim() == 1 else before
         dtype = torch.promote_types(before.dtype, counts.dtype) if log else _dtype_for(counts, before.dtype)
         counts = torch.cat([before.to(dtype), counts.to(dtype)], dim=1)

@@ -5,12 +5,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
-__all__ = ["batched", "differentiated", "readable"]
+__all__ = ["as_int", "batched", "differentiated", "readable"]
+
+
+def as_int(x: object) -> int | None:
+    """An int, or what NumPy calls one, as an int; None for anything else, bools too."""
+    if isinstance(x, np.integer):
+        return int(x)
+    return x if isinstance(x, int) and not isinstance(x, bool) else None
 
 
 def batched(t: Tensor) -> bool:

@@ -17,6 +17,7 @@ from torch import distributed as dist
 
 from .. import _cpu
 from ..simple_graph import Graph
+from ._checks import as_int
 from ._infonce_distributed import _exchange
 from ._registry import define
 from .triangles import Per, check_per, num_edges, num_nodes, sum_by_graph
@@ -112,28 +113,29 @@ def match_distributed(graph: Any, pattern: Any, *, group: dist.ProcessGroup | No
 
 
 def _orbits(op: str, graph: Any, k: int, induced: bool, by_edge: bool, group: dist.ProcessGroup | None) -> Tensor:
+    size = as_int(k)
     whole: Graph
     roots: tuple[int, int]
 
     def first() -> tuple[Tensor, dict[str, Any]]:
         nonlocal whole, roots
-        if isinstance(k, bool) or not isinstance(k, int) or k not in (3, 4):
+        if size not in (3, 4):
             raise ValueError(f"{op}: k is {k!r}, expected 3 or 4")
         if not isinstance(induced, bool):
             raise TypeError(f"{op}: induced is {induced!r}, expected a bool")
         whole = _on_cpu(op, graph)
-        roots = _my_roots(_work(whole, 2, 3) if k == 4 else _work(whole, 1, 0), group)
-        sums = _motif_sums(whole.index, whole.adjacency, *roots, k, by_edge)
-        return sums, {"graph": _checksum(whole), "k": k, "induced": induced}
+        roots = _my_roots(_work(whole, 2, 3) if size == 4 else _work(whole, 1, 0), group)
+        sums = _motif_sums(whole.index, whole.adjacency, *roots, size, by_edge)
+        return sums, {"graph": _checksum(whole), "k": size, "induced": induced}
 
     def second() -> tuple[Tensor, dict[str, Any]]:
         return _fan_sums(whole.index, whole.adjacency, t, *roots, by_edge), {}
 
     sums = _summed(op, first, group)
     t, sums = sums[: whole.num_edges].int(), sums[whole.num_edges :]
-    if k == 4:
+    if size == 4:
         sums = torch.cat([sums, _summed(op, second, group)])
-    return _orbits_from_sums(whole.index, whole.adjacency, t, sums, k, induced, by_edge)
+    return _orbits_from_sums(whole.index, whole.adjacency, t, sums, size, induced, by_edge)
 
 
 def _on_cpu(op: str, graph: Any) -> Graph:

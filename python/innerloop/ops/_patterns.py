@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from ..reference.node_orbits import GRAPHLETS
+from ._checks import as_int
 
 MAX_NODES = 8
 
@@ -203,10 +204,11 @@ def _pairs(x: object, op: str) -> Edges:
     two_rows = len(rows) == 2 and len(rows[0]) == len(rows[1])
     if two_rows and (hasattr(x, "tolist") or len(rows[0]) != 2):
         rows = list(zip(*rows, strict=True))
-    for row in rows:
-        if len(row) != 2 or not all(isinstance(u, int) and not isinstance(u, bool) and u >= 0 for u in row):
+    pairs = tuple(tuple(map(as_int, row)) for row in rows)
+    for row, pair in zip(rows, pairs, strict=True):
+        if len(pair) != 2 or not all(u is not None and u >= 0 for u in pair):
             raise ValueError(f"{op}: pattern has the entry {row!r}, expected pairs of nodes, ints of at least 0")
-    return tuple((row[0], row[1]) for row in rows)
+    return pairs
 
 
 def _digits(text: str) -> tuple[int, Edges]:
@@ -349,14 +351,15 @@ def pattern_family(name: str, k: int) -> list[Pattern]:
     if name not in (*known, "binomial_tree", "nonisomorphic_trees"):
         families = ", ".join((*known, "binomial_tree", "nonisomorphic_trees"))
         raise ValueError(f"pattern_family: name is {name!r}, expected one of {families}")
-    if isinstance(k, bool) or not isinstance(k, int) or not 3 <= k <= MAX_NODES:
+    most = as_int(k)
+    if most is None or not 3 <= most <= MAX_NODES:
         raise ValueError(f"pattern_family: k is {k!r}, expected an int from 3 to {MAX_NODES}")
     if name in known:
-        return [Pattern(n, known[name](n)) for n in range(3, k + 1)]
+        return [Pattern(n, known[name](n)) for n in range(3, most + 1)]
     if name == "binomial_tree":  # two copies, their roots joined: the parent of a node is it without its lowest bit
-        return [Pattern(n, tuple((i & (i - 1), i) for i in range(1, n))) for n in (4, 8) if n <= k]
+        return [Pattern(n, tuple((i & (i - 1), i) for i in range(1, n))) for n in (4, 8) if n <= most]
     trees = [[Pattern(2, ((0, 1),))]]
-    for n in range(3, k + 1):
+    for n in range(3, most + 1):
         grown = (Pattern(n, (*tree.edges, (node, n - 1))) for tree in trees[-1] for node in range(n - 1))
         trees.append(list({canonical_code(tree): tree for tree in grown}.values()))
     return [tree for size in trees[1:] for tree in size]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .. import _cpu
 from ..simple_graph import Graph
+from ._checks import as_int
 from ._registry import define
 from .triangles import num_nodes
 
@@ -51,16 +52,17 @@ def closeness(graph: Graph | Tensor, samples: int | None = None, generator: torc
     """
     if samples is None and generator is not None:
         raise ValueError("closeness: generator is given without samples, expected None")
-    if samples is not None and (isinstance(samples, bool) or not isinstance(samples, int) or samples < 2):
+    count = as_int(samples)
+    if samples is not None and (count is None or count < 2):
         raise ValueError(f"closeness: samples is {samples!r}, expected an int of at least 2, or None")
     if generator is not None and (not isinstance(generator, torch.Generator) or generator.device.type != "cpu"):
         kind = f"on {generator.device}" if isinstance(generator, torch.Generator) else type(generator).__name__
         raise TypeError(f"closeness: generator is {kind}, expected a torch.Generator on the CPU, or None")
     graph = Graph.of(graph)
-    if samples is None:
+    if count is None:
         return _closeness(graph.index, graph.adjacency, graph.ptr, None, graph.num_nodes)
-    samples = min(samples, max(graph.num_nodes, 2))
-    return _closeness(graph.index, graph.adjacency, graph.ptr, _shuffled(graph, generator), samples)
+    count = min(count, max(graph.num_nodes, 2))
+    return _closeness(graph.index, graph.adjacency, graph.ptr, _shuffled(graph, generator), count)
 
 
 def _shuffled(graph: Graph, generator: torch.Generator | None) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..simple_graph import Graph
 from . import _patterns
+from ._checks import as_int
 from ._match_ops import ALL, Request, Search, match_count, match_list, match_tally
 from ._motif_gpu import moved_to_cpu
 from ._patterns import MAX_NODES, as_pattern
@@ -73,7 +74,8 @@ def match(
     Memory: a list and 8 MB beside it; counts by orbit twice, and once more for each thread; some numbers per node.
 
     Under `torch.compile(fullgraph=True)` counts work, of a Graph that is built outside, with a pattern that is a string
-    or a list of pairs. A list, whose length depends on the values, may break the graph.
+    or a list of pairs, its labels lists of ints. Others break the graph; so may a list, whose length depends on the
+    values.
 
     Raises:
         TypeError, ValueError, IndexError: arguments that do not fit, a pattern that is not connected or too large, or a
@@ -131,16 +133,18 @@ def match_batches(graph: Any, pattern: Any, *, size: int = 1 << 16, **options: A
         int64 (at most size, q), in the order of the whole list. Before the first, all matches are counted, as far as
         `limit`; then each part goes on where the last one ended, in time that does not depend on what came before.
     """
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+    most = as_int(size)
+    if most is None or most < 1:
         raise ValueError(f"match_batches: size is {size!r}, expected an int of at least 1")
     limit = _checked_limit("match_batches", options.pop("limit", None))
     if unknown := options.keys() - {"induced", "symmetry", "seeds", *_LABELS}:
         raise TypeError(f"match_batches: {min(unknown)} is no option of match that lists matches")
     request = _request("match_batches", Graph.of(graph), pattern, **options)
+    most = min(most, ALL // 2)  # Tensor.split adds to it
     device = request.index.device
     if device.type == "cpu":
-        return Search(*request).parts(size, limit)
-    return (part.to(device) for part in Search(*moved_to_cpu(match_list, request)).parts(size, limit))
+        return Search(*request).parts(most, limit)
+    return (part.to(device) for part in Search(*moved_to_cpu(match_list, request)).parts(most, limit))
 
 
 def k_cliques(graph: Any, k: int, per: Literal["node", "edge", "graph"] = "node") -> Tensor:
@@ -154,10 +158,11 @@ def k_cliques(graph: Any, k: int, per: Literal["node", "edge", "graph"] = "node"
     Returns:
         int64 (n,), (m,) in the order of `graph.edges`, or (B,).
     """
-    if isinstance(k, bool) or not isinstance(k, int) or not 2 <= k <= MAX_NODES:
+    size = as_int(k)
+    if size is None or not 2 <= size <= MAX_NODES:
         raise ValueError(f"k_cliques: k is {k!r}, expected 2 to {MAX_NODES}")
     check_per("k_cliques", per)
-    return match(graph, _CLIQUES[k], output=_PER[per])
+    return match(graph, _CLIQUES[size], output=_PER[per])
 
 
 def automorphisms(
@@ -213,8 +218,7 @@ def _request(
         raise ValueError(f"{op}: symmetry is {symmetry!r}, expected 'break' or 'all'")
     if seeds is not None and not _is_integer(seeds):
         raise TypeError(f"{op}: seeds is {_kind(seeds)}, expected an integer tensor (S,)")
-    if roots is not None:
-        _check_roots(op, roots, seeds, graph.num_nodes)
+    ranks = None if roots is None else _checked_roots(op, roots, seeds, graph.num_nodes)
     text, wanted_nodes, wanted_edges = _spelled(op, pattern, pattern_node_labels, pattern_edge_labels)
     _check_labels(op, "node_labels", node_labels, wanted_nodes, graph.num_nodes, "node")
     _check_labels(op, "edge_labels", edge_labels, wanted_edges, graph.num_edges, "edge")
@@ -232,7 +236,7 @@ def _request(
         node_labels,
         edge_labels,
         seeds,
-        None if roots is None else list(roots),
+        ranks,
         op,
     )
 
@@ -241,36 +245,36 @@ def _spelled(
     op: str, pattern: Any, node_labels: Sequence[int] | None, edge_labels: Sequence[int] | None
 ) -> tuple[str, list[int] | None, list[int] | None]:
     """The pattern as text and its labels as lists."""
-    if not torch.compiler.is_compiling():
-        given = as_pattern(pattern, op, node_labels, edge_labels)
-        pattern, node_labels, edge_labels = given.edges, given.node_labels, given.edge_labels
-    elif not isinstance(pattern, str | list | tuple):
-        raise TypeError(
-            f"{op}: pattern is {type(pattern).__name__} under torch.compile, expected a string or a list of pairs"
-        )
+    if torch.compiler.is_compiling() and _is_traceable(pattern, node_labels, edge_labels):
+        _check_traced(op, pattern)
     else:
-        _check_traced(op, pattern, node_labels, edge_labels)
+        given = _as_pattern(pattern, op, node_labels, edge_labels)  # breaks a compiled graph: give text, lists of ints
+        pattern, node_labels, edge_labels = given.edges, given.node_labels, given.edge_labels
     text = pattern if isinstance(pattern, str) else " ".join([_DIGITS[u] + _DIGITS[v] for u, v in pattern])
     return text, None if node_labels is None else list(node_labels), None if edge_labels is None else list(edge_labels)
 
 
-def _check_traced(op: str, pattern: Any, node_labels: Any, edge_labels: Any) -> None:
+_as_pattern = not_traced(as_pattern)  # NumPy, networkx, values of a tensor
+
+
+def _is_traceable(pattern: Any, *labels: Any) -> bool:
+    """Whether Dynamo follows what makes text of it: a string or a list of pairs of ints, and lists of labels."""
+    if not all(x is None or (isinstance(x, list | tuple) and all(type(i) is int for i in x)) for x in labels):
+        return False
+    return isinstance(pattern, str) or (isinstance(pattern, list | tuple) and all(map(_is_pair, pattern)))
+
+
+def _is_pair(x: object) -> bool:
+    return isinstance(x, list | tuple) and len(x) == 2 and all(isinstance(i, int) for i in x)
+
+
+def _check_traced(op: str, pattern: Any) -> None:
     """The part of `as_pattern` that what becomes text would hide from it."""
-    if not isinstance(pattern, str):
-        for pair in pattern:
-            if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(_is_traced_node(u) for u in pair):
-                raise ValueError(
-                    f"{op}: pattern has the entry {pair!r} under torch.compile, expected pairs of nodes 0 to 7"
-                )
-    for name, labels in (("pattern_node_labels", node_labels), ("pattern_edge_labels", edge_labels)):
-        if labels is None:
-            continue
-        if not isinstance(labels, list | tuple) or not all(type(x) is int for x in labels):
-            raise TypeError(f"{op}: {name} is {labels!r} under torch.compile, expected a list of ints")
-
-
-def _is_traced_node(u: object) -> bool:
-    return type(u) is int and 0 <= u < MAX_NODES
+    for pair in [] if isinstance(pattern, str) else pattern:
+        if not all(type(u) is int and 0 <= u < MAX_NODES for u in pair):
+            raise ValueError(
+                f"{op}: pattern has the entry {pair!r} under torch.compile, expected pairs of nodes 0 to 7"
+            )
 
 
 def _is_integer(x: object) -> bool:
@@ -281,14 +285,16 @@ def _kind(x: object) -> object:
     return x.dtype if isinstance(x, Tensor) else type(x).__name__
 
 
-def _check_roots(op: str, roots: tuple[int, int], seeds: Tensor | None, n: int) -> None:
+def _checked_roots(op: str, roots: tuple[int, int], seeds: Tensor | None, n: int) -> list[int]:
     if seeds is not None:
         raise ValueError(f"{op}: roots is given beside seeds, expected one of them")
-    if not (isinstance(roots, tuple) and len(roots) == 2 and all(isinstance(r, int) for r in roots)):
+    ranks = [as_int(r) for r in roots] if isinstance(roots, tuple) else []
+    if len(ranks) != 2 or None in ranks:
         raise TypeError(f"{op}: roots is {roots!r}, expected two ints (first, last)")
-    first, last = roots
+    first, last = ranks
     if not 0 <= first <= last <= n:
         raise ValueError(f"{op}: roots is {(first, last)}, expected a range of [0, {n}]")
+    return ranks
 
 
 def _check_labels(op: str, name: str, labels: Tensor | None, wanted: list[int] | None, count: int, what: str) -> None:
@@ -308,9 +314,10 @@ def _check_labels(op: str, name: str, labels: Tensor | None, wanted: list[int] |
 def _checked_limit(op: str, limit: int | None) -> int | None:
     if limit is None:
         return None
-    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
+    most = as_int(limit)
+    if most is None or most < 0:
         raise ValueError(f"{op}: limit is {limit!r}, expected an int of at least 0, or None")
-    return min(limit, ALL)
+    return min(most, ALL)
 
 
 def _counts(graph: Graph, request: Request, output: str) -> Tensor:

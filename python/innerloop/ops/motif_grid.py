@@ -11,8 +11,8 @@ from torch import Tensor
 
 from .. import _cpu
 from ..simple_graph import Graph
-from ._checks import differentiated, readable
-from ._registry import define
+from ._checks import as_int, differentiated, readable
+from ._registry import define, not_traced
 
 __all__ = ["MotifGrid", "gather_grid", "motif_grid"]
 
@@ -99,17 +99,19 @@ def motif_grid(
 
     Raises:
         TypeError: labels that are no tensor, or of another dtype. ValueError: numbers, names or shapes that do not fit;
-            the message names the argument. IndexError: a label outside [0, num_labels).
+            the message names the argument. IndexError: a label outside [0, num_labels). MemoryError: a grid too large.
 
     Source: Peng et al., Graph Convolutional Neural Networks via Motif-based Attention (2018), and the authors' program;
         the paper leaves the order of motifs open.
     """
     graph = Graph.of(graph)
-    for name, number, most in (("num_nodes", num_nodes, None), ("slots", slots, None), ("k", k, _LARGEST_MOTIF)):
-        low = 1 if most is None else 2
-        if isinstance(number, bool) or not isinstance(number, int) or number < low or (most and number > most):
+    counts = []
+    for name, given, most in (("num_nodes", num_nodes, None), ("slots", slots, None), ("k", k, _LARGEST_MOTIF)):
+        low, number = 1 if most is None else 2, as_int(given)
+        if number is None or number < low or (most and number > most):
             wanted = "of at least 1" if most is None else f"from {low} to {most}"
-            raise ValueError(f"motif_grid: {name} is {number!r}, expected an int {wanted}")
+            raise ValueError(f"motif_grid: {name} is {given!r}, expected an int {wanted}")
+        counts.append(number)
     for name, given, known in (("tie", tie, _TIES), ("content", content, _CONTENTS)):
         if not isinstance(given, str) or given not in known:
             raise ValueError(f"motif_grid: {name} is {given!r}, expected one of {', '.join(known)}")
@@ -118,7 +120,9 @@ def motif_grid(
     value, planes = _values(graph, node_labels, num_labels, content)
     edge_value = _numbers("edge_labels", edge_labels, graph.num_edges, torch.float32)
     central = _numbers("centrality", centrality, graph.num_nodes, torch.float64)
-    options = (num_nodes, slots, k, planes, _TIES[tie], per_type)
+    if _bytes(graph.num_graphs, *counts, planes) >= 2**63:
+        raise ValueError(f"{_named(graph.num_graphs, *counts, planes)}, expected less than 2**63")
+    options = (*counts, planes, _TIES[tie], per_type)
     return MotifGrid(*_motif_grid(graph.index, graph.adjacency, graph.ptr, value, edge_value, central, *options))
 
 
@@ -134,7 +138,8 @@ def gather_grid(index: Tensor, mask: Tensor, features: Tensor) -> Tensor:
         all planes but the last of `motif_grid(…, content="onehot").x`.
 
     Raises:
-        TypeError: no tensor, or another dtype. ValueError: shapes that do not fit.
+        TypeError: no tensor, or another dtype. ValueError: shapes that do not fit. IndexError: where there is an
+        instance, a node that is none of the n.
     """
     for name, t in (("index", index), ("mask", mask), ("features", features)):
         if not isinstance(t, Tensor):
@@ -151,6 +156,11 @@ def gather_grid(index: Tensor, mask: Tensor, features: Tensor) -> Tensor:
         raise ValueError(f"gather_grid: features has shape {tuple(features.shape)}, expected (n, F)")
     graphs, columns, slots, k = index.shape
     n, channels = features.shape
+    if readable(index) and readable(mask):
+        there = index[mask]
+        bad = there[(there < 0) | (there >= n)]
+        if bad.numel():
+            raise IndexError(f"gather_grid: index holds {int(bad[0])} where mask is True, expected nodes in [0, {n})")
     padded = F.pad(features, (0, 0, 0, 1))  # node n is the one that is not there
     rows = padded[index.long().masked_fill(~mask[..., None], n)]  # (B, N, S, k, F)
     blocks = torch.diag_embed(rows.movedim(4, 1))  # (B, F, N, S, k, k)
@@ -160,8 +170,10 @@ def gather_grid(index: Tensor, mask: Tensor, features: Tensor) -> Tensor:
 def _values(graph: Graph, labels: Tensor | None, num_labels: int | None, content: str) -> tuple[Tensor, int]:
     """int64 (n,), label from 1 or degree of each node, and the number of planes."""
     op = "motif_grid"
-    if num_labels is not None and (isinstance(num_labels, bool) or not isinstance(num_labels, int) or num_labels < 1):
-        raise ValueError(f"{op}: num_labels is {num_labels!r}, expected an int of at least 1, or None")
+    if num_labels is not None:
+        given, num_labels = num_labels, as_int(num_labels)
+        if num_labels is None or num_labels < 1:
+            raise ValueError(f"{op}: num_labels is {given!r}, expected an int of at least 1, or None")
     if labels is None:
         value = graph.degree
         if content == "value":
@@ -169,22 +181,50 @@ def _values(graph: Graph, labels: Tensor | None, num_labels: int | None, content
                 raise ValueError(f"{op}: num_labels is {num_labels} without node_labels, expected None")
             return value, 1
         if num_labels is None:
-            num_labels = int(value.max()) + 1 if len(value) else 1
-        return value.clamp(max=num_labels - 1) + 1, num_labels + 1
+            num_labels = _num_degrees(value)  # breaks a compiled graph: give num_labels
+        return value.clamp(max=min(num_labels, 2**31) - 1) + 1, num_labels + 1  # degrees are below 2**31
     if not isinstance(labels, Tensor) or labels.dtype not in _INT_DTYPES:
         kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
         raise TypeError(f"{op}: node_labels is {kind}, expected an integer tensor")
     if labels.shape != (graph.num_nodes,):
         raise ValueError(f"{op}: node_labels has shape {tuple(labels.shape)}, expected ({graph.num_nodes},)")
     if num_labels is None:
-        distinct, labels = torch.unique(labels, return_inverse=True)
-        num_labels = max(len(distinct), 1)
+        if content == "onehot":
+            num_labels, labels = _dense_outside(labels)  # breaks a compiled graph: give num_labels
+        else:
+            num_labels, labels = _dense(labels)
     elif labels.numel() and readable(labels):
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= num_labels:
             bad = low if low < 0 else high
             raise IndexError(f"{op}: node_labels holds {bad}, expected labels in [0, {num_labels})")
     return labels.to("cpu", torch.int64) + 1, 1 if content == "value" else num_labels + 1
+
+
+def _dense(labels: Tensor) -> tuple[int, Tensor]:
+    """The number of distinct labels, and of each its place among them."""
+    distinct, places = torch.unique(labels, return_inverse=True)
+    return max(len(distinct), 1), places
+
+
+# A shape that depends on values is none that the op can be traced with.
+_dense_outside = not_traced(_dense)
+
+
+@not_traced
+def _num_degrees(degree: Tensor) -> int:
+    return int(degree.max()) + 1 if len(degree) else 1
+
+
+def _bytes(graphs: int, num_nodes: int, slots: int, k: int, planes: int) -> int:
+    """Of a grid with its index and mask, of one graph at least."""
+    return max(graphs, 1) * num_nodes * slots * (4 * planes * k * k + 4 * k + 1)
+
+
+def _named(graphs: int, num_nodes: int, slots: int, k: int, planes: int) -> str:
+    labels = "" if planes == 1 else f", num_labels is {planes - 1}"
+    size = _bytes(graphs, num_nodes, slots, k, planes)
+    return f"motif_grid: num_nodes is {num_nodes}, slots is {slots}{labels}, {size} bytes for a batch of {graphs}"
 
 
 def _numbers(name: str, given: Tensor | None, count: int, dtype: torch.dtype) -> Tensor | None:
@@ -220,7 +260,13 @@ def _grid(ptr: Tensor, num_nodes: int, slots: int, k: int, planes: int) -> tuple
 
 @_motif_grid.cpu
 def _(graph_index, adjacency, ptr, value, edge_value, centrality, num_nodes, slots, k, planes, tie, per_type):
-    grid = _grid(ptr, num_nodes, slots, k, planes)
+    try:
+        grid = _grid(ptr, num_nodes, slots, k, planes)
+    except RuntimeError as error:
+        if "allocate memory" not in str(error):
+            raise
+        sizes = ptr.shape[0] - 1, num_nodes, slots, k, planes
+        raise MemoryError(f"{_named(*sizes)}, expected a grid that fits in memory") from None
     edge_value = None if edge_value is None else edge_value.contiguous()
     centrality = None if centrality is None else centrality.contiguous()
     graph = (graph_index, adjacency, ptr, value.contiguous(), edge_value, centrality)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import _cpu
 from ..simple_graph import Graph
+from ._checks import as_int
 from ._motif_gpu import count
 from ._registry import define
 from .triangles import num_edges, num_nodes, sum_by_graph
@@ -46,7 +47,7 @@ def node_orbits(graph: Any, k: int = 4, *, induced: bool = True) -> Tensor:
 
     Source: Pržulj, Biological network comparison using graphlet degree distribution (2007).
     """
-    _check("node_orbits", k, induced)
+    k = _check("node_orbits", k, induced)
     graph = Graph.of(graph)
     return _node_orbits(graph.index, graph.adjacency, k, induced)
 
@@ -62,7 +63,7 @@ def edge_orbits(graph: Any, k: int = 4, *, induced: bool = True) -> Tensor:
 
     Source: Hočevar and Demšar, Combinatorial algorithm for counting small induced graphs and orbits (2017).
     """
-    _check("edge_orbits", k, induced)
+    k = _check("edge_orbits", k, induced)
     graph = Graph.of(graph)
     return _edge_orbits(graph.index, graph.adjacency, k, induced)
 
@@ -73,18 +74,20 @@ def graphlets(graph: Any, k: int = 4, *, induced: bool = True) -> Tensor:
     Args:
         graph, k, induced: as for :func:`node_orbits`.
     """
-    _check("graphlets", k, induced)
+    k = _check("graphlets", k, induced)
     graph = Graph.of(graph)
     orbit, size = zip(*_ORBIT_OF_GRAPHLET[: _GRAPHLETS[k]], strict=True)
     counts = _node_orbits(graph.index, graph.adjacency, k, induced)[:, list(orbit)]
     return sum_by_graph("graphlets", counts, graph.ptr, size)
 
 
-def _check(op: str, k: int, induced: bool) -> None:
+def _check(op: str, k: int, induced: bool) -> int:
     if not isinstance(induced, bool):
         raise TypeError(f"{op}: induced is {induced!r}, expected a bool")
-    if isinstance(k, bool) or not isinstance(k, int) or k not in _NODE_ORBITS:
+    size = as_int(k)
+    if size is None or size not in _NODE_ORBITS:
         raise ValueError(f"{op}: k is {k!r}, expected 3, 4 or 5")
+    return size
 
 
 _node_orbits = define("node_orbits(Tensor index, Tensor adjacency, int k, bool induced) -> Tensor")
