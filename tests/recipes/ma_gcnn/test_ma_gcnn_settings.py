@@ -14,7 +14,7 @@ def test_settings_of_the_paper():
     assert (config.epochs, config.replacement, config.penalty, config.slots) == (1000, True, 0.01, 15)
     assert make_config("m-gcnn").penalty == 0
     ours = {protocol: make_config("ma-gcnn+orbits", protocol) for protocol in PROTOCOLS}
-    assert {(config.optimizer, config.lrs) for config in ours.values()} == {("adam", (3e-3,))}
+    assert {(config.optimizer, config.lrs) for config in ours.values()} == {("adamw", (3e-3,))}
     honest = make_config()
     assert (honest.protocol, honest.num_folds, honest.holdout, honest.seeds) == ("honest", 10, 0.1, (0, 1, 2))
     assert honest.lrs == (1e-3, 1e-2)

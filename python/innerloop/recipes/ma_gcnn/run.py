@@ -73,9 +73,9 @@ def fit(
         epochs: of each run.
         batch_size: graphs of a step.
         lrs: learning rates, between which the honest protocol chooses for each fold.
-        optimizer: sgd or adam.
+        optimizer: sgd, adam or adamw.
         momentum: of sgd.
-        penalty: weight of half the squared norm of all parameters.
+        penalty: weight of half the squared norm of all parameters, or weight decay of adamw.
         replacement: draw batches with replacement, as the released code.
         num_folds: stratified folds.
         fold_seed: of the stratified folds.

@@ -129,8 +129,9 @@ def _rank(right: float, loss: float) -> tuple[float, float]:
 def _optimizer(network: nn.Module, config: Config, lr: float) -> torch.optim.Optimizer:
     # The gradient of penalty · ½‖p‖² is penalty · p, which is what these optimizers call weight decay.
     options = {"lr": lr, "weight_decay": config.penalty, "fused": True}
-    if config.optimizer == "adam":
-        return torch.optim.Adam(network.parameters(), **options)
+    if config.optimizer != "sgd":
+        kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+        return kind(network.parameters(), **options)
     return torch.optim.SGD(network.parameters(), momentum=config.momentum, **options)
 
 
