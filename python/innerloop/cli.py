@@ -58,6 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read the output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where the rest of the buffer goes at exit
         return 141  # as if ended by SIGPIPE
+    except KeyboardInterrupt:
+        print("innerloop: interrupted", file=sys.stderr)
+        return 130
     return status
 
 
@@ -81,7 +84,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _recipe(name: str, arguments: list[str]) -> int:
-    from innerloop.recipes._memory import keep_freed_memory
+    from innerloop.recipes._memory import keep_freed_memory, shortage
 
     keep_freed_memory()  # before torch makes its first tensor
     try:
@@ -94,7 +97,7 @@ def _recipe(name: str, arguments: list[str]) -> int:
         )
         return 1
 
-    from innerloop.recipes._run import UsageError
+    from innerloop.recipes._settings import UsageError
     from innerloop.recipes._task import Interrupted
 
     recipe = importlib.import_module(f"innerloop.recipes.{name.replace('-', '_')}")
@@ -114,23 +117,23 @@ def _recipe(name: str, arguments: list[str]) -> int:
     except Interrupted as stop:
         print(f"innerloop: {stop} with --resume auto", file=sys.stderr)
         return 130
-    except (FileNotFoundError, ImportError, MemoryError, ValueError) as error:
-        if not _is_ours(error):
+    except (FileNotFoundError, ImportError, MemoryError, RuntimeError, ValueError) as error:
+        short = shortage(error)
+        if short is None and (isinstance(error, RuntimeError) or not _is_ours(error)):
             raise
-        print(f"innerloop: {error}", file=sys.stderr)
+        print(f"innerloop: {short or error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     return 0
 
 
 def _checked(command: Callable) -> Callable:
     """The command, after a look at options that several recipes have, before any work."""
-    from innerloop.recipes._run import UsageError
+    from innerloop.recipes._settings import UsageError, check_threads
 
     @functools.wraps(command)  # jsonargparse reads the signature and the docstring of what is wrapped
     def call(*args: object, **options: object) -> object:
-        threads, output = options.get("threads"), options.get("output")
-        if threads is not None and threads < 1:
-            raise UsageError(f"threads is {threads}, expected at least 1")
+        output = options.get("output")
+        check_threads(options.get("threads"))
         if output is not None and output.exists() and not output.is_dir():
             raise UsageError(f"output is {str(output)!r}, a file, expected a folder")
         return command(*args, **options)

@@ -255,6 +255,17 @@ def test_edge_list(tmp_path):
         assert (edges.shape, n) == ((2, 0), 0)
 
 
+@pytest.mark.parametrize("text", ["0 1\n", "# Nodes: 9 Edges: 1\n0 1\n", "2\t0"])
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_byte_order_mark(tmp_path, text, suffix):
+    path, plain = tmp_path / f"net.txt{suffix}", tmp_path / "plain.txt"
+    plain.write_text(text)
+    with (gzip.open if suffix else open)(path, "wb") as file:
+        file.write(b"\xef\xbb\xbf" + text.encode())
+    edges, n = read_edge_list(path)
+    assert (edges.tolist(), n) == (read_edge_list(plain)[0].tolist(), read_edge_list(plain)[1])
+
+
 @pytest.mark.parametrize(
     ("text", "nodes"),
     [
@@ -283,6 +294,8 @@ def test_edge_list_in_a_folder(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("0 1 # one\n", ":1: '#', expected an integer"),
+        ("u,v\n0,1\n", ":1: 'u', expected an integer"),
         ("0 1\n0\n", ":2: 1 numbers, expected two node ids"),
         ("# a\n0 1 5\n", ":2: 3 numbers, expected two node ids"),
         ("0 1\n2 -3\n", ":2: -3, expected node ids of at least 0"),

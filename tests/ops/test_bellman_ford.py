@@ -375,3 +375,17 @@ def test_functions_with_literals_and_predecessors():
     torch.testing.assert_close(found.value, expected.value)
     reached = found.value[:, 0].where(found.value[:, 0].isfinite(), -1)
     torch.testing.assert_close((0.3 * weight[found.path(int(reached.argmax()))]).sum(), reached.max())
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch.compile
+def test_compiled_in_parts():
+    """Looks at weights and at the fixpoint end a graph of Dynamo: fullgraph=True is refused, as README.md says."""
+    graph, weight = make_case(V=5, E=12, d=4).graph, torch.rand(12)
+
+    def f(w):
+        return 2 * bellman_ford(graph, [0, 3], edge_weight=w).value
+
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        torch.compile(f, backend="aot_eager", fullgraph=True)(weight)
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(f, backend="aot_eager")(weight), f(weight))

@@ -98,6 +98,26 @@ def errors_reach_everyone(rank: int, size: int) -> None:
     assert torch.equal(triangles_distributed(graph), triangles(graph))  # still in step
 
 
+def errors_of_match_name_the_argument(rank: int, size: int) -> None:
+    graph = graphs()[0]
+    labels = torch.arange(graph.num_nodes) % 2
+    for name, here, there, text in (
+        ("pattern", "01 12 20", "01 12", "'01 12' on process 1 of the group, expected '01 12 20' as on process 0"),
+        ("output", "count", "node_counts", "'node_counts' on process 1"),
+        ("symmetry", "break", "all", "'all' on process 1"),
+        ("induced", False, True, "True on process 1"),
+        ("pattern_node_labels", [0, 0, 1], [0, 1, 1], r"\[0, 1, 1\] on process 1"),
+        ("node_labels", labels, 1 - labels, "'labels with the CRC-32 [0-9a-f]{8}' on process 1"),
+    ):
+        options = {"pattern": "01 12 20"}
+        if name.endswith("labels"):
+            options |= {"node_labels": labels, "pattern_node_labels": [0, 0, 1]}
+        with pytest.raises(ValueError, match=f"match_distributed: {name} is {text}"):
+            match_distributed(graph, **options | {name: there if rank else here})
+    with pytest.raises(TypeError, match="match_distributed: foo is no option of match that counts matches"):
+        match_distributed(graph, "triangle", foo=1)
+
+
 def work(rank: int, size: int, file: str, functions: list, result: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=size)
@@ -116,7 +136,7 @@ def work(rank: int, size: int, file: str, functions: list, result: str) -> None:
 )
 def test_processes(size, functions, tmp_path):
     if size == 2 and find_spec("innerloop.ops.match"):
-        functions = [*functions, matches_equal]
+        functions = [*functions, matches_equal, errors_of_match_name_the_argument]
     run_processes(work, size, str(tmp_path / "init"), functions, str(tmp_path / "done"))
     assert [(tmp_path / f"done{rank}").is_file() for rank in range(size)] == [True] * size
 
@@ -227,3 +247,4 @@ def test_error_texts_of_match():
         match_distributed(graph, "triangle", output="list")
     with pytest.raises(ValueError, match="match_distributed: seeds is given, expected none"):
         match_distributed(graph, "triangle", seeds=torch.tensor([0]))
+    assert match_distributed(graph, "triangle", seeds=None, limit=None, roots=None) == 0

@@ -78,9 +78,12 @@ def test_threads(network):
     ("text", "options", "message"),
     [
         (None, [], "net.txt: no such file"),
+        ("0 30000000\n", [], "net.txt: Graph: num_nodes is None and edge_index has the node 30000000 in 1 edges"),
+        ("# Nodes: 9 Edges: 1\n0 30000000\n", [], "net.txt: Graph: num_nodes is None and edge_index has the node 3"),
         ("0 1\n2\n", [], "net.txt:2: 1 numbers, expected two node ids"),
         ("0 1\n", ["--output", "x.json"], "output is 'x.json', expected a name that ends in one of .csv, .txt, .npz"),
         ("0 1\n", ["--threads", "0"], "threads is 0, expected at least 1"),
+        ("0 1\n", ["--threads", "99999999999999"], "threads is 99999999999999, expected at most"),
         # An output is looked at before the file is read.
         (None, ["--output", "nowhere/x.csv"], "output is 'nowhere/x.csv', expected a file in a folder that is there"),
         (None, ["--output", "folder.csv"], "output is 'folder.csv', a folder, expected a file"),
@@ -96,6 +99,75 @@ def test_errors_are_one_line(tmp_path, monkeypatch, capsys, text, options, messa
     assert error.startswith("innerloop: ")
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "nodes", "edges"),
+    [
+        ("7 4\n0 1\n1 2\n2 0\n2 3\n", 7, 4),
+        ("# from orca\n4,4\n0,1\n1,2\n2,0\n\n2,3\n", 4, 4),
+        ("5 0\n", 5, 0),
+    ],
+)
+def test_header_of_orca(tmp_path, capsys, text, nodes, edges):
+    path = tmp_path / "net.txt"
+    path.write_text(text)
+    assert main(["motif", "count", str(path), "--k", "3"]) == 0
+    out, err = capsys.readouterr()
+    degree = [row[1] for row in rows(out.split("\n", 1)[1])]
+    assert (len(degree), sum(degree)) == (nodes, 2 * edges)
+    assert err == (
+        f"innerloop: {path}: the first line, {nodes} {edges}, is taken for orca's header ({nodes} nodes, {edges} "
+        f"edges); an edge can be written as {edges} {nodes}\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "named", "edges"),
+    [
+        ("7 9\n0 1\n1 2\n2 0\n2 3\n", None, 5),  # not so many lines
+        ("3 4\n0 1\n1 2\n2 0\n2 3\n", None, 5),  # an id beyond
+        ("4 7\n0 1\n1 2\n2 0\n2 3\n", None, 5),  # the edge 7 4
+        ("0 1\n7 1\n2 3\n", None, 3),  # not the first line
+        ("# Nodes: 30000001 Edges: 1\n0 30000000\n", 30000001, 1),
+        ("# Nodes: 30000000 Edges: 1\n0 30000000\n", None, 1),
+    ],
+)
+def test_other_first_lines_are_edges(tmp_path, monkeypatch, capsys, text, named, edges):
+    path = tmp_path / "net.txt"
+    path.write_text(text)
+    built = []
+    monkeypatch.setattr(motif, "Graph", lambda edge_index, num_nodes: built.append((num_nodes, edge_index.shape[1])))
+    monkeypatch.setattr(motif, "node_orbits", lambda graph, k: torch.zeros(1, 1))
+    assert main(["motif", "count", str(path)]) == 0
+    assert capsys.readouterr().err == ""
+    assert built == [(named, edges)]
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (MemoryError("innerloop: no memory for 64 bytes of scratch"), "not enough memory for 64 bytes"),
+        (MemoryError(), "not enough memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes. E"), "not enough m"),
+        (OverflowError("node_orbits: too many"), "node_orbits: too many"),
+    ],
+)
+def test_errors_while_counting(network, monkeypatch, capsys, error, text):
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(motif, "node_orbits", fail)
+    assert main(["motif", "count", str(network)]) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"innerloop: {text}")
+    assert shown.count("\n") == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_output_is_named_as_it_was_given(network, capsys):
+    assert main(["motif", "count", str(network), "--output", "/proc/x.csv"]) == 1
+    assert capsys.readouterr().err == "innerloop: /proc/x.csv: No such file or directory\n"
 
 
 def test_folder_as_input(tmp_path, capsys):
@@ -114,7 +186,7 @@ def test_output_is_whole_or_as_it_was(network, tmp_path, monkeypatch, capsys, su
 
     monkeypatch.setattr(np, "savez_compressed" if suffix == ".npz" else "savetxt", fail)
     assert main(["motif", "count", str(network), "--output", str(output)]) == 1
-    assert capsys.readouterr().err == "innerloop: disk full\n"
+    assert capsys.readouterr().err == f"innerloop: {output}: disk full\n"
     assert output.read_text() == "old"
     assert {path.name for path in tmp_path.iterdir()} == {network.name, output.name}
 

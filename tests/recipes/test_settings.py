@@ -4,6 +4,7 @@
 import math
 
 import pytest
+from innerloop.recipes._settings import UsageError
 from innerloop.recipes.ckd import config as ckd
 from innerloop.recipes.ma_gcnn import config as ma_gcnn
 from innerloop.recipes.nbfnet import config as nbfnet
@@ -24,8 +25,11 @@ def test_counts(recipe, name):
         with pytest.raises(TypeError, match=f"^{name} is {value!r}, expected an int$"):
             recipe.Config(**{name: value})
     for value in (0, -1):
-        with pytest.raises(ValueError, match=f"^{name} is {value}, expected at least 1$"):
+        with pytest.raises(UsageError, match=f"^{name} is {value}, expected at least 1$"):
             recipe.Config(**{name: value})
+    recipe.Config(**{name: 2**63 - 1})
+    with pytest.raises(UsageError, match=rf"^{name} is {2**63}, expected below 2\*\*63$"):
+        recipe.Config(**{name: 2**63})
 
 
 @pytest.mark.parametrize(
@@ -46,7 +50,7 @@ def test_numbers(recipe, name, positive):
     if not positive:
         recipe.Config(**{name: 0.0})
     for value in (math.nan, math.inf, -1e-9, *([0.0] if positive else [])):
-        with pytest.raises(ValueError, match=f"^{name} is {value}, expected a finite number"):
+        with pytest.raises(UsageError, match=f"^{name} is {value}, expected a finite number"):
             recipe.Config(**{name: value})
     for value in ("0.1", None, True):
         with pytest.raises(TypeError, match=f"^{name} is {value!r}, expected a number$"):
@@ -62,7 +66,7 @@ def test_limit_may_be_left_out(recipe):
 
 
 def test_choices():
-    with pytest.raises(ValueError, match=r"^variant is 'gin', expected one of m-gcnn, ma-gcnn"):
+    with pytest.raises(UsageError, match=r"^variant is 'gin', expected one of m-gcnn, ma-gcnn"):
         ma_gcnn.Config(variant="gin")
     with pytest.raises(ValueError, match=r"^orbit_size is 6, expected one of 3, 4, 5$"):
         ma_gcnn.Config(orbit_size=6)

@@ -10,6 +10,7 @@ Text may be compressed, with ``.gz`` or ``.xz`` at the end of its name.
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import lzma
@@ -110,6 +111,8 @@ def load_mutag() -> GraphDataset:
 def read_edge_list(path: str | Path) -> tuple[Tensor, int]:
     """Reads a network: two node ids a line, with blanks or a comma between; lines that start with # or % are comments.
 
+    The first line of the input of the program orca, "n m", is an edge here; ``read_network`` tells it apart.
+
     Args:
         path: of the text; ``.gz`` and ``.xz`` allowed.
 
@@ -122,14 +125,38 @@ def read_edge_list(path: str | Path) -> tuple[Tensor, int]:
         FileNotFoundError: there is no such file.
         ValueError: a folder; a line that is not two ids ≥ 0; the message starts with ``file:line``.
     """
-    numbers = _Numbers(Path(path))
+    edges, named = _edges(Path(path))
+    return _columns(edges), max(int(edges.max(initial=-1)) + 1, named)
+
+
+def read_network(path: str | Path) -> tuple[Tensor, int | None, tuple[int, int] | None]:
+    """``read_edge_list`` with the number of nodes that the file gives itself, and with the input of the program orca.
+
+    Returns:
+        int64 (2, E); the number of nodes of a header, None where there is none or ids go further; and (n, m) where the
+        first line is orca's header: exactly m lines follow, and all their ids are below n.
+
+    Raises:
+        As ``read_edge_list``.
+    """
+    edges, named = _edges(Path(path))
+    if len(edges) and edges[0, 1] == len(edges) - 1 and edges[1:].max(initial=-1) < edges[0, 0]:
+        n, m = edges[0].tolist()
+        return _columns(edges[1:]), n, (n, m)
+    return _columns(edges), named if named > edges.max(initial=-1) else None, None
+
+
+def _edges(path: Path) -> tuple[np.ndarray, int]:
+    """The lines (E, 2), and the number of nodes that a comment before them names, or 0."""
+    numbers = _Numbers(path)
     numbers.expect(np.flatnonzero(numbers.counts), 2, "two node ids")
     numbers.check(numbers.values >= 0, "node ids of at least 0")
-    edges = numbers.values.reshape(-1, 2)
     headers = filter(None, map(_HEADER.fullmatch, numbers.comments))
-    named = next((n for header in headers if (n := int(header[1])) < _MOST_NODES), 0)
-    num_nodes = max(int(edges.max(initial=-1)) + 1, named)
-    return torch.from_numpy(np.ascontiguousarray(edges.T)), num_nodes
+    return numbers.values.reshape(-1, 2), next((n for header in headers if (n := int(header[1])) < _MOST_NODES), 0)
+
+
+def _columns(edges: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(edges.T))
 
 
 class _Numbers:
@@ -210,7 +237,7 @@ def _read(path: Path) -> bytes:
     opener = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, Path.open)
     try:
         with opener(path, "rb") as file:
-            return file.read()
+            return file.read().removeprefix(codecs.BOM_UTF8)
     except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
         raise ValueError(f"{path}: cannot be decompressed: {error}") from error
 

@@ -102,12 +102,13 @@ def match_distributed(graph: Any, pattern: Any, *, group: dist.ProcessGroup | No
 
         if options.get("output", "count") == "list":
             raise ValueError(f"{op}: output is 'list', expected one of the counts")
+        others = dict(options)
         for name in ("limit", "roots", "seeds"):
-            if options.get(name) is not None:
+            if others.pop(name, None) is not None:
                 raise ValueError(f"{op}: {name} is given, expected none")
         whole = _on_cpu(op, graph)
-        counts, asked = searched(op, whole, pattern, _my_roots(_work(whole, 1, 1), group), **options)
-        return counts, {"graph": _checksum(whole), "search": asked}
+        counts, asked = searched(op, whole, pattern, _my_roots(_work(whole, 1, 1), group), **others)
+        return counts, {"graph": _checksum(whole), **asked}
 
     return _summed(op, count, group)
 

@@ -110,15 +110,20 @@ def match(
 
 def searched(
     op: str, graph: Graph, pattern: Any, roots: tuple[int, int], *, output: str = "count", **options: Any
-) -> tuple[Tensor, int]:
-    """The counts of :func:`match` from a range of roots, and a checksum of what was asked for."""
+) -> tuple[Tensor, dict[str, Any]]:
+    """The counts of :func:`match` from a range of roots, and what was asked for by name, of tensors a checksum."""
     if output not in _OUTPUTS:
         raise ValueError(f"{op}: output is {output!r}, expected one of {', '.join(_OUTPUTS)}")
+    if unknown := options.keys() - {"induced", "symmetry", *_LABELS}:
+        raise TypeError(f"{op}: {min(unknown)} is no option of match that counts matches")
     request = _request(op, graph, pattern, roots=roots, **options)
-    wanted = request.pattern, request.pattern_node_labels, request.pattern_edge_labels, request.induced, request.every
-    asked = [repr((output, wanted)).encode()]
-    asked += [b"" if t is None else t.long().numpy().tobytes() for t in (request.node_labels, request.edge_labels)]
-    return _counts(graph, request, output), zlib.crc32(b"|".join(asked))
+    asked = {"pattern": request.pattern, "output": output, "symmetry": "all" if request.every else "break"}
+    for name in ("induced", *_LABELS):
+        value = getattr(request, name)
+        if isinstance(value, Tensor):
+            value = f"labels with the CRC-32 {zlib.crc32(value.long().contiguous().numpy()):08x}"
+        asked[name] = value
+    return _counts(graph, request, output), asked
 
 
 @not_traced

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from innerloop.nn._checkpoint import read_checkpoint
+from innerloop.recipes._settings import UsageError
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningDataModule
@@ -26,10 +27,6 @@ if TYPE_CHECKING:
 
 #: {source: {metric: value}}
 Published = Mapping[str, Mapping[str, float]]
-
-
-class UsageError(ValueError):
-    """An option without sense on this machine; the command line then ends as for one that it cannot parse."""
 
 
 def run(

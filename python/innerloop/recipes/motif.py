@@ -16,9 +16,10 @@ from typing import IO
 import numpy as np
 import torch
 
-from innerloop.data.tu import read_edge_list
+from innerloop.data.tu import read_network
 from innerloop.ops.node_orbits import edge_orbits, node_orbits
-from innerloop.recipes._run import UsageError
+from innerloop.recipes._memory import shortage
+from innerloop.recipes._settings import UsageError, check_threads
 from innerloop.simple_graph import Graph
 
 __all__ = ["count", "main"]
@@ -37,7 +38,13 @@ def main(arguments: Sequence[str]) -> int:
         description="Counts in how many connected induced subgraphs on up to k nodes each node, or edge, takes each "
         "place (graphlet orbits, numbered as by Pržulj).",
     )
-    command.add_argument("file", type=Path, help="edge list: two node ids a line, # comments; .gz and .xz allowed")
+    command.add_argument(
+        "file",
+        type=Path,
+        help="edge list: two node ids a line, # comments, of which '# Nodes: N Edges: M' before all edges gives the "
+        "number of nodes; .gz and .xz allowed. A first line 'n m', exactly m lines with ids below n behind it, is the "
+        "header of orca's input",
+    )
     command.add_argument("--k", type=int, default=4, choices=(3, 4, 5), help="nodes of the largest subgraphs (4)")
     command.add_argument("--edges", action="store_true", help="orbits of edges instead of nodes")
     command.add_argument("--output", type=Path, help="a .csv, .txt (the layout of orca) or .npz; default: print as csv")
@@ -49,13 +56,13 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse_args(list(arguments))
     try:
         count(given.file, given.k, given.edges, given.output, given.threads, given.progress)
-    except KeyboardInterrupt:
-        print("innerloop: interrupted", file=sys.stderr)
-        return 130
     except BrokenPipeError:
         raise  # innerloop.cli ends quietly
-    except (OSError, ValueError, MemoryError) as error:
-        print(f"innerloop: {error}", file=sys.stderr)
+    except (MemoryError, OSError, OverflowError, RuntimeError, ValueError) as error:
+        short = shortage(error)
+        if short is None and isinstance(error, RuntimeError):
+            raise
+        print(f"innerloop: {short or error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     return 0
 
@@ -77,7 +84,7 @@ def count(
     """Counts the orbits of a network and writes them.
 
     Args:
-        file: an edge list, see ``read_edge_list``.
+        file: an edge list, or the input of the program orca, see ``read_network``.
         k: 3, 4 or 5.
         edges: of edges instead of nodes.
         output: .csv (with a header and the node, or both ends, before the counts), .txt (counts alone, as orca writes
@@ -89,20 +96,31 @@ def count(
 
     Raises:
         FileNotFoundError: there is no such file.
-        UsageError: an output of another kind, or one that cannot be written; fewer than 1 threads.
-        ValueError: a malformed file.
+        UsageError: an output of another kind, or one that cannot be written; fewer than 1 thread, or too many.
+        ValueError: a malformed file, or ids with large gaps.
+        OSError: the output cannot be written.
     """
     if output is not None:
         _check_output(output)
+    check_threads(threads)
     if threads is not None:
-        if threads < 1:
-            raise UsageError(f"threads is {threads}, expected at least 1")
         torch.set_num_threads(threads)
     with _bar(progress) as stage:
         stage("reading")
-        edge_index, num_nodes = read_edge_list(file)
+        edge_index, num_nodes, header = read_network(file)
+        if header is not None:
+            stage(None)
+            n, m = header
+            print(
+                f"innerloop: {file}: the first line, {n} {m}, is taken for orca's header ({n} nodes, {m} edges); an "
+                f"edge can be written as {m} {n}",
+                file=sys.stderr,
+            )
         stage("building the graph")
-        graph = Graph(edge_index, num_nodes)
+        try:
+            graph = Graph(edge_index, num_nodes)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
         stage("counting")
         orbits = (edge_orbits(graph, k) if edges else node_orbits(graph, k)).numpy()
         stage("writing" if output is not None else None)
@@ -130,6 +148,8 @@ def _replace(path: Path, write: Callable[[IO[bytes]], None]) -> None:
         with partial.open("wb") as file:
             write(file)
         partial.replace(path)
+    except OSError as error:
+        raise OSError(f"{path}: {error.strerror or error}") from error  # not the name of the partial file
     finally:
         partial.unlink(missing_ok=True)
 

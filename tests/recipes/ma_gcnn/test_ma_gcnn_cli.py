@@ -21,8 +21,6 @@ def test_command_line(toy, tmp_path, capsys):
     row = next(line for line in out.splitlines() if "TOY structure-free, protocol honest, measured" in line)
     assert main(["ma-gcnn", "evaluate", str(folder)]) == 0
     assert row in capsys.readouterr().out
-    assert main(["ma-gcnn", "fit", "--workers", "0"]) == 1
-    assert capsys.readouterr().err == "innerloop: workers is 0, expected at least 1\n"
 
 
 @pytest.mark.parametrize("device", ["foo", "cuda:x", "cuda:99", "meta", ""])

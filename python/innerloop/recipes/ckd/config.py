@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from innerloop.nn.cifar import MODELS
-from innerloop.recipes._settings import check_choices, check_integers, check_numbers
+from innerloop.recipes._settings import UsageError, check_choices, check_integers, check_numbers
 
 Dataset = Literal["digits", "omniglot-200", "fashion-mnist", "cifar", "folder"]
 Method = Literal[
@@ -101,7 +101,7 @@ class Config:
         for name in ("student_model", "teacher_model"):
             value = getattr(self, name)
             if value not in MODELS and not re.fullmatch(r"(cnn|mlp)(-[1-9]\d*)+", value):
-                raise ValueError(
+                raise UsageError(
                     f"{name} is {value!r}, expected widths such as cnn-8-16-32 or mlp-8, or one of {', '.join(MODELS)}"
                 )
         limit = () if self.limit is None else ("limit",)
@@ -114,7 +114,7 @@ class Config:
         check_numbers(self, ("ce_weight", "kd_weight", "beta", "warmup_epochs", "momentum", "weight_decay"))
         check_numbers(self, ("lr", "teacher_lr", "temperature"), positive=True)
         if self.cache_teacher_logits and self.augmentation == "crop-flip":
-            raise ValueError(
+            raise UsageError(
                 "cache_teacher_logits is True, expected False with augmentation crop-flip: every epoch has new images"
             )
 
@@ -223,9 +223,9 @@ PUBLISHED: Mapping[str, Mapping[str, Mapping[str, float]]] = {
 def make_config(preset: str = "digits", method: str = "ckd", **overrides: Any) -> Config:
     """The settings of a method in a preset, with ``overrides`` (fields of ``Config``; None means "not given")."""
     if preset not in PRESETS:
-        raise ValueError(f"preset is {preset!r}, expected one of {', '.join(PRESETS)}")
+        raise UsageError(f"preset is {preset!r}, expected one of {', '.join(PRESETS)}")
     if method not in METHODS:
-        raise ValueError(f"method is {method!r}, expected one of {', '.join(METHODS)}")
+        raise UsageError(f"method is {method!r}, expected one of {', '.join(METHODS)}")
     values = {**PRESETS[preset], **METHODS[method], **TUNED.get((preset, method), {}), "method": method}
     values |= {key: value for key, value in overrides.items() if value is not None}
     unknown = values.keys() - {field.name for field in fields(Config)}

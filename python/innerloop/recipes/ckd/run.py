@@ -355,7 +355,7 @@ def compare(
     rows = list(_ROWS) if methods is None else methods
     seeds = [0, 1, 2, 3, 4] if seeds is None else seeds
     if not rows or not seeds or len(set(rows)) < len(rows) or len(set(seeds)) < len(seeds):
-        raise ValueError(f"methods is {rows} and seeds {seeds}, expected at least one each, and none twice")
+        raise UsageError(f"methods is {rows} and seeds {seeds}, expected at least one each, and none twice")
     if threads is not None:
         torch.set_num_threads(threads)
     configs = {row: make_config(preset, **settings | _parse_row(row)) for row in rows}
@@ -412,7 +412,7 @@ def _parse_row(row: str) -> dict[str, Any]:
                 raise ValueError
             settings[name] = float(value)
         except ValueError:
-            raise ValueError(
+            raise UsageError(
                 f"methods has {row!r}, expected a method, or method:setting=number,… of {', '.join(_ROW_SETTINGS)}"
             ) from None
     return settings

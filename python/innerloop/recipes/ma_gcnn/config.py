@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from innerloop.recipes._settings import check_choices, check_integers, check_numbers
+from innerloop.recipes._settings import UsageError, check_choices, check_integers, check_numbers
 
 Variant = Literal["m-gcnn", "ma-gcnn", "ma-gcnn+orbits", "structure-free"]
 Protocol = Literal["honest", "gin", "best-test-epoch"]
@@ -89,14 +89,14 @@ class Config:
         check_integers(self, 2, ("num_folds",))
         check_numbers(self, ("momentum", "penalty"))
         if not 0 < self.holdout <= 0.5:
-            raise ValueError(f"holdout is {self.holdout}, expected above 0 and at most 0.5")
+            raise UsageError(f"holdout is {self.holdout}, expected above 0 and at most 0.5")
         if not self.lrs or not all(0 < lr < math.inf for lr in self.lrs) or len(set(self.lrs)) < len(self.lrs):
-            raise ValueError(f"lrs is {list(self.lrs)}, expected at least one finite number above 0, and none twice")
+            raise UsageError(f"lrs is {list(self.lrs)}, expected at least one finite number above 0, and none twice")
         integers = all(type(seed) is int and seed >= 0 for seed in self.seeds)
         if not self.seeds or not integers or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds is {list(self.seeds)}, expected at least one int, none negative and none twice")
+            raise UsageError(f"seeds is {list(self.seeds)}, expected at least one int, none negative and none twice")
         if len(self.lrs) > 1 and self.protocol != "honest":
-            raise ValueError(
+            raise UsageError(
                 f"lrs is {list(self.lrs)}, expected one with protocol {self.protocol}: only honest has a hold-out to "
                 "choose by"
             )

@@ -9,8 +9,9 @@ import multiprocessing
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from torch import Tensor
 
 from innerloop.data.tu import GraphDataset
 from innerloop.nn._checkpoint import read_checkpoint
-from innerloop.recipes._run import UsageError, _versions
+from innerloop.recipes._run import _versions
+from innerloop.recipes._settings import UsageError
 from innerloop.recipes._task import Interrupted
 from innerloop.recipes.ma_gcnn.config import PUBLISHED, Config, known_as
 from innerloop.recipes.ma_gcnn.splits import Score, score_best_test_epoch, score_gin, score_honest
@@ -222,7 +224,6 @@ _work: tuple[Problem, Sequence[Tensor], Config, str]
 
 def _start_worker(threads: int, *work: Any) -> None:
     global _work
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops the workers
     torch.set_num_threads(threads)
     _work = work
 
@@ -252,7 +253,14 @@ def _pool(
         return
     threads = max(1, torch.get_num_threads() // workers)
     arguments = (threads, problem, folds, config, device)
-    with multiprocessing.get_context("spawn").Pool(workers, _start_worker, arguments) as pool:
+    with ExitStack() as stack:
+        # Workers inherit that Ctrl-C does not reach them, also while they import: the parent stops them.
+        resource_tracker.ensure_running()  # its start would let SIGINT through again
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            pool = stack.enter_context(multiprocessing.get_context("spawn").Pool(workers, _start_worker, arguments))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
         def beside(runs: list[Run], bar: _Bar) -> Iterator[tuple[Run, Outcome]]:
             for run, outcome in pool.imap_unordered(_train_in_worker, runs):

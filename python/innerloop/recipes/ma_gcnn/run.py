@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from innerloop.data.tu import GraphDataset
-from innerloop.recipes._run import UsageError, table
+from innerloop.recipes._run import table
+from innerloop.recipes._settings import UsageError
 from innerloop.recipes._statistics import paired
 from innerloop.recipes.ma_gcnn.config import Config, Content, Optimizer, Protocol, Tie, Variant, make_config
 from innerloop.recipes.ma_gcnn.experiment import fit_on, measure
@@ -72,7 +73,7 @@ def fit(
         bins: of each of its statistics, between quantiles of the graphs trained on; 0 takes the values themselves.
         epochs: of each run.
         batch_size: graphs of a step.
-        lrs: learning rates, between which the honest protocol chooses for each fold.
+        lrs: learning rates as a list, such as [0.01] or [0.001, 0.01]; the honest protocol chooses one for each fold.
         optimizer: sgd, adam or adamw.
         momentum: of sgd.
         penalty: weight of half the squared norm of all parameters, or weight decay of adamw.
@@ -80,7 +81,7 @@ def fit(
         num_folds: stratified folds.
         fold_seed: of the stratified folds.
         holdout: share of a training part that the honest protocol chooses by.
-        seeds: a run for each, on every fold.
+        seeds: a run for each, on every fold; a list, such as [0] or [0, 1, 2].
         hidden: units of the layers of structure-free, and of the perceptron of ma-gcnn+orbits.
         output: folder for runs and metrics.json, without a run in it unless that is resumed; default
             runs/ma-gcnn/<set>-<variant>-<protocol>.
@@ -94,11 +95,9 @@ def fit(
         What metrics.json holds.
     """
     settings = {name: value for name, value in locals().items() if name in _SETTINGS}
-    if workers < 1:
-        raise ValueError(f"workers is {workers}, expected at least 1")
     if resume not in (None, "auto"):
-        raise ValueError(f"resume is {resume!r}, expected auto: it takes the finished runs of the output folder")
-    _check_device(device)
+        raise UsageError(f"resume is {resume!r}, expected auto: it takes the finished runs of the output folder")
+    _check_machine(device, workers)
     if threads is not None:
         torch.set_num_threads(threads)
     config = make_config(**settings)
@@ -111,8 +110,10 @@ def fit(
     return result
 
 
-def _check_device(device: str) -> None:
-    """Raises a UsageError unless there is this device."""
+def _check_machine(device: str, workers: int = 1) -> None:
+    """Raises a UsageError unless there is this device, and at least one worker."""
+    if workers < 1:
+        raise UsageError(f"workers is {workers}, expected at least 1")
     kind, _, number = device.partition(":")
     if kind not in ("cpu", "cuda") or (number and not number.isdecimal()):
         raise UsageError(f"device is {device!r}, expected cpu or cuda")
@@ -123,6 +124,8 @@ def _check_device(device: str) -> None:
 def _parts(dataset: GraphDataset, config: Config, folds: Path | None) -> list[Tensor]:
     if folds is not None:
         return read_folds(folds, dataset.labels)
+    if config.num_folds > len(dataset):
+        raise UsageError(f"num_folds is {config.num_folds}, expected 2 to {len(dataset)}, the number of graphs")
     return stratified_folds(dataset.labels, config.num_folds, config.fold_seed)
 
 
@@ -158,26 +161,39 @@ def evaluate(
     Returns:
         Metric name -> value.
     """
-    _check_device(device)
+    _check_machine(device)
     if threads is not None:
         torch.set_num_threads(threads)
-    path = folder / "metrics.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file, expected the folder of a finished innerloop ma-gcnn fit")
-    result = json.loads(path.read_text())
-    config = make_config(**result["config"])
+    result, config, moved_from = _read_result(folder)
     if config.protocol == "gin":
         raise ValueError(
             f"{folder}: of protocol gin, expected another: its accuracy is of one epoch of all runs together"
         )
-    problem = make_problem(read_dataset(data or (Path(result["data"]) if result["data"] else None)), config)
+    problem = make_problem(read_dataset(data or moved_from), config)
     if problem.digest != result["data_digest"]:
-        raise ValueError(f"{folder}: was trained on another set than {data or result['data'] or problem.name}")
+        raise ValueError(f"{folder}: was trained on another set than {data or moved_from or problem.name}")
     lrs = [chosen["lr"] for chosen in result["chosen"]]
     score = score_honest(measure(problem, config, folder, result["folds"], lrs, device))
     metrics = {"accuracy %": 100 * score.accuracy, "std": 100 * score.std}
     print(_report(result | {"test": metrics}))
     return metrics
+
+
+def _read_result(folder: Path) -> tuple[dict[str, Any], Config, Path | None]:
+    """What metrics.json holds, the settings in it, and where the set was; all that evaluate uses is there."""
+    path = folder / "metrics.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file, expected the folder of a finished innerloop ma-gcnn fit")
+    try:
+        result = json.loads(path.read_text("utf-8"))
+        config, data, _ = make_config(**result["config"]), result["data"], result["data_digest"]
+        for fold, chosen in zip(result["folds"], result["chosen"], strict=True):
+            torch.tensor([*fold, chosen["lr"]], dtype=torch.float64)
+        _report(result)
+        return result, config, None if data is None else Path(data)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"{path}: not written by innerloop ma-gcnn fit, or by another version: {reason}") from error
 
 
 def compare(
@@ -206,7 +222,7 @@ def compare(
     finished in the output folder are not repeated.
 
     Args:
-        variants: default structure-free, m-gcnn, ma-gcnn, ma-gcnn+orbits.
+        variants: a list, default [structure-free, m-gcnn, ma-gcnn, ma-gcnn+orbits].
         data, protocol, folds, content, tie, epochs, batch_size, lrs, num_folds, seeds: as for innerloop ma-gcnn fit.
         output: folder with one folder a variant; default runs/ma-gcnn/compare-<set>-<protocol>.
         workers: processes that train runs side by side.
@@ -220,8 +236,8 @@ def compare(
     settings = {name: value for name, value in locals().items() if name in _SETTINGS}
     names = ["structure-free", "m-gcnn", "ma-gcnn", "ma-gcnn+orbits"] if variants is None else variants
     if not names or len(set(names)) < len(names):
-        raise ValueError(f"variants is {names}, expected at least one, and none twice")
-    _check_device(device)
+        raise UsageError(f"variants is {names}, expected at least one, and none twice")
+    _check_machine(device, workers)
     if threads is not None:
         torch.set_num_threads(threads)
     configs = {name: make_config(name, **settings) for name in names}

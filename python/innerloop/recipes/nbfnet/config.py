@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from innerloop.recipes._settings import check_integers, check_numbers
+from innerloop.recipes._settings import UsageError, check_integers, check_numbers
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def make_config(dataset: str, preset: str = "published", **overrides: Any) -> Co
         overrides: fields of ``Config``; None means "not given".
     """
     if preset not in ("quick", "published"):
-        raise ValueError(f"preset must be 'quick' or 'published', got {preset!r}")
+        raise UsageError(f"preset must be 'quick' or 'published', got {preset!r}")
     name = dataset.lower()
     values = dict(PRESETS.get(name, {}))
     if preset == "quick":

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from innerloop.recipes._settings import check_choices, check_integers, check_numbers
+from innerloop.recipes._settings import UsageError, check_choices, check_integers, check_numbers
 
 TASKS = ("listops", "qa", "mlm")
 
@@ -73,9 +73,9 @@ class Config:
         check_numbers(self, ("weight_decay",))
         check_numbers(self, ("lr", "clip"), positive=True)
         if not 0 <= self.two_level <= self.num_layers:
-            raise ValueError(f"two_level is {self.two_level}, expected 0 to num_layers ({self.num_layers})")
+            raise UsageError(f"two_level is {self.two_level}, expected 0 to num_layers ({self.num_layers})")
         if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup is {self.warmup}, expected a share in [0, 1)")
+            raise UsageError(f"warmup is {self.warmup}, expected a share in [0, 1)")
 
     def encoder_arguments(self) -> dict[str, Any]:
         """The part that ``innerloop.nn.PoolingformerEncoder`` takes."""
@@ -143,10 +143,10 @@ PUBLISHED: Mapping[tuple[str, str], Mapping[str, Mapping[str, float]]] = {
 def make_config(task: str, preset: str = "quick", **overrides: Any) -> Config:
     """The settings of a preset, with ``overrides`` (fields of ``Config``; None means "not given")."""
     if task not in TASKS:
-        raise ValueError(f"task is {task!r}, expected one of {', '.join(TASKS)}")
+        raise UsageError(f"task is {task!r}, expected one of {', '.join(TASKS)}")
     if (task, preset) not in PRESETS:
         known = ", ".join(p for t, p in PRESETS if t == task)
-        raise ValueError(f"preset is {preset!r}, expected one of {known} for task {task}")
+        raise UsageError(f"preset is {preset!r}, expected one of {known} for task {task}")
     values = {"task": task, **PRESETS[task, preset]}
     values |= {key: value for key, value in overrides.items() if value is not None}
     unknown = values.keys() - {field.name for field in fields(Config)}

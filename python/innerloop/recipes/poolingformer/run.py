@@ -296,14 +296,14 @@ def compare(
     seeds = [0, 1, 2] if seeds is None else seeds
     unknown = [v for v in variants if v not in VARIANTS]
     if unknown or not variants or not seeds:
-        raise ValueError(f"variants is {variants} and seeds {seeds}, expected at least one each, of {list(VARIANTS)}")
+        raise UsageError(f"variants is {variants} and seeds {seeds}, expected at least one each, of {list(VARIANTS)}")
     if len({*variants}) < len(variants) or len({*seeds}) < len(seeds):
-        raise ValueError(f"variants is {variants} and seeds {seeds}, expected each once")
+        raise UsageError(f"variants is {variants} and seeds {seeds}, expected each once")
     if threads is not None:
         torch.set_num_threads(threads)
     base = make_config(preset=preset, **settings)
     if base.two_level == 0:
-        raise ValueError("two_level is 0, expected at least 1: the row one-level is the one without")
+        raise UsageError("two_level is 0, expected at least 1: the row one-level is the one without")
     problem = make_problem(base, data)
     folder = output or Path("runs") / "poolingformer" / f"compare-{problem.name}"
     options = trainer_options(precision, accelerator, progress)
