@@ -73,8 +73,8 @@ class Searcher {
       resuming_ = at_ < 0 && a_.after != nullptr;
       at_ = max64(at_, 0);
     }
-    const int64_t found = place(0, int32_t(root));
-    if (a_.by_root != nullptr) a_.by_root[i] = found;
+    const uint64_t found = place(0, int32_t(root));
+    if (a_.by_root != nullptr) a_.by_root[i] = int64_t(found);
   }
 
   void merge() {
@@ -156,7 +156,7 @@ class Searcher {
   }
 
   // Matches with v at level i, given the levels before.
-  int64_t place(int i, int32_t v) {
+  uint64_t place(int i, int32_t v) {
     v_[i] = v;
     if (stopped()) return 0;
     if (i + 1 == size_) {
@@ -165,9 +165,9 @@ class Searcher {
     }
     if (!compute(levels_[i])) return 0;
     const bool before_tail = i + 1 == size_ - tail_;
-    const int64_t found = before_tail && output_ == Output::kCount   ? count_tail(i + 1)
-                          : before_tail && output_ == Output::kTally ? tally_tail(i + 1)
-                                                                     : descend(i + 1);
+    const uint64_t found = before_tail && output_ == Output::kCount   ? count_tail(i + 1)
+                           : before_tail && output_ == Output::kTally ? tally_tail(i + 1)
+                                                                      : descend(i + 1);
     if (found > 0 && output_ == Output::kTally) tally(i, found);
     return found;
   }
@@ -199,15 +199,12 @@ class Searcher {
 
   // The last levels are images of each other under automorphisms that fix the rest, so all have the orbits of the first
   // of them; each candidate is in as many matches as there are choices of the others.
-  int64_t tally_tail(int i) {
+  uint64_t tally_tail(int i) {
     const Level& level = levels_[i];
     const Sorted range = between(set_[level.set], level.above, level.below);
-    const int64_t candidates = count_candidates(level, range), found = binomial(candidates, tail_);
-    if (found <= 0) {
-      overflow_ |= found < 0;
-      return 0;
-    }
-    const int64_t each = binomial(candidates - 1, tail_ - 1);
+    const int64_t candidates = count_candidates(level, range);
+    if (candidates < tail_) return 0;
+    const uint64_t found = uint64_t(binomial(candidates, tail_)), each = uint64_t(binomial(candidates - 1, tail_ - 1));
     for (const int32_t* x = range.first; x < range.last; ++x) {
       if (taken(*x, uint32_t(level.distinct))) continue;
       v_[i] = *x;
@@ -216,7 +213,7 @@ class Searcher {
     return found;
   }
 
-  int64_t descend(int i) {
+  uint64_t descend(int i) {
     const Level& level = levels_[i];
     const Sorted range = between(set_[level.set], level.above, level.below);
     const int32_t* x = range.first;
@@ -224,9 +221,9 @@ class Searcher {
       x = lower_bound(x, range.last, a_.after[i]);
       resuming_ = x < range.last && *x == a_.after[i];
     }
-    int64_t found = 0;
+    uint64_t found = 0;
     for (; x < range.last; ++x) {
-      if (!taken(*x, uint32_t(level.distinct))) add(found, place(i, *x));
+      if (!taken(*x, uint32_t(level.distinct))) found = sum(found, place(i, *x));
       resuming_ = false;
     }
     return found;
@@ -251,7 +248,7 @@ class Searcher {
   }
 
   // Adds matches to level i's vertex and to its edges to earlier levels.
-  void tally(int i, int64_t found) {
+  void tally(int i, uint64_t found) {
     const Level& level = levels_[i];
     if (a_.node != nullptr) add(node_[int64_t(v_[i]) * a_.num_node_orbits + level.orbit], found);
     if (a_.edge == nullptr) return;
@@ -264,7 +261,11 @@ class Searcher {
     }
   }
 
-  IL_INLINE void add(int64_t& sum, int64_t found) { overflow_ |= __builtin_add_overflow(sum, found, &sum); }
+  // Numbers of matches may be beyond int64 where nothing adds them up: -1, the greatest, stands for all of these.
+  static IL_INLINE uint64_t sum(uint64_t a, uint64_t b) { return a + b < a || a + b > INT64_MAX ? UINT64_MAX : a + b; }
+  IL_INLINE void add(int64_t& sum, uint64_t found) {
+    overflow_ |= found > INT64_MAX || __builtin_add_overflow(sum, int64_t(found), &sum);
+  }
 
   // Asks now and then. The search then unwinds without counting on, as it does once there are as many as wanted.
   IL_INLINE bool stopped() {

@@ -28,7 +28,7 @@ struct Match {
   int threads;
   Poll poll;
   bool finished;  // false: `poll` asked to stop
-  bool overflow;  // true: a count is beyond int64
+  bool overflow;  // true: a count that was asked for is beyond int64
 };
 
 constexpr int kMaxPattern = 8;

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 __all__ = ["Graph"]
 
@@ -31,9 +32,12 @@ def _kept(method: Callable[[Any], Tensor]) -> property:
 
     @functools.wraps(method)
     def get(self: Any) -> Tensor:
-        if name not in self.__dict__:
-            setattr(self, name, method(self))
-        return self.__dict__[name]
+        if name in self.__dict__:
+            return self.__dict__[name]
+        value = method(self)
+        if not isinstance(value, FakeTensor):  # of a trace, which ends before the graph does
+            setattr(self, name, value)
+        return value
 
     return property(get)
 

@@ -292,12 +292,33 @@ def test_bins_of_graph_features():
         ({}, torch.zeros(5, 3), "fit_bins of a model with graph_bins=0"),
         ({"graph_features": 3, "graph_bins": 2}, torch.zeros(5, 2), r"has shape \(5, 2\), expected \(n, 3\)"),
         ({"graph_features": 3, "graph_bins": 2}, torch.zeros(0, 3), r"has shape \(0, 3\), expected \(n, 3\)"),
-        ({"graph_features": 3, "graph_bins": 2}, torch.full((5, 3), torch.nan), "graph_features holds NaN"),
+        ({"graph_features": 3, "graph_bins": 2}, torch.full((5, 3), torch.nan), "graph_features holds NaN or inf"),
+        ({"graph_features": 3, "graph_bins": 2}, torch.full((5, 3), -torch.inf), "graph_features holds NaN or inf"),
+        (
+            {"graph_features": 3, "graph_bins": 2},
+            torch.full((5, 3), 1e300, dtype=torch.float64),
+            "finite numbers of torch.float32",
+        ),
     ],
 )
 def test_wrong_bins(options, given, text):
     with pytest.raises(ValueError, match=f"^MAGCNN: .*{text}"):
         MAGCNN(S, C, **options).fit_bins(given)
+
+
+def test_bins_that_come_with_the_parameters():
+    model, g = MAGCNN(S, C, graph_features=3, graph_bins=2), torch.randn(B, 3)
+    other = MAGCNN(S, C, graph_features=3, graph_bins=2).eval()
+    model.fit_bins(g)
+    state = dict(model.eval().state_dict())
+    assert torch.equal(
+        torch.func.functional_call(other, state, (GRID,), {"graph_features": g}), model(GRID, graph_features=g)
+    )
+    with pytest.raises(RuntimeError, match="expected fit_bins"):
+        other(GRID, graph_features=g)
+    for given in (None, [[1.0, 2.0, 3.0]], torch.ones(5, 3, dtype=torch.int64)):
+        with pytest.raises(TypeError, match=r"graph_features is .*, expected a floating-point tensor"):
+            model.fit_bins(given)
 
 
 def test_dropout_of_graph_features():
@@ -404,6 +425,7 @@ ARGUMENTS = [
     (MAGCNN, {"dropout": "a"}, r"dropout is 'a', expected a share in \[0, 1\)"),
     (MGCNN, {"dropout": False}, r"dropout is False, expected a share in \[0, 1\)"),
     (MAGCNN, {"graph_features": 1.0}, "graph_features is 1.0, expected an int of at least 0"),
+    (MAGCNN, {"graph_bins": 2}, "graph_bins is 2, expected 0 without graph_features"),
     (MAGCNN, {"graph_bins": -1}, "graph_bins is -1, expected an int of at least 0"),
     (MAGCNN, {"graph_hidden": 0}, "graph_hidden is 0, expected an int of at least 1"),
     (MAGCNN, {"graph_dropout": -0.1}, r"graph_dropout is -0.1, expected a share in \[0, 1\)"),

@@ -403,7 +403,22 @@ def test_interchangeable_nodes_are_not_enumerated():
     with pytest.raises(OverflowError, match="match: more matches than int64 holds"):
         match(star, "star5", output="node_counts", symmetry="all")
     with pytest.raises(OverflowError, match="match: more matches than int64 holds"):
-        match(star, "star6", output="edge_counts")
+        match(star, "star7", output="edge_counts")
+
+
+@pytest.mark.parametrize(("degree", "leaves"), [(1733, 7), (4337, 6), (16175, 5), (121_977, 4)])
+def test_tallies_up_to_the_end_of_int64(degree, leaves):
+    """C(degree, leaves) is the last that fits; by edge the counts are far below it."""
+    pattern = [(0, i) for i in range(1, leaves + 1)]
+    for d, fits in ((degree, True), (degree + 1, False)):
+        star = Graph(torch.stack([torch.zeros(d, dtype=torch.int64), torch.arange(1, d + 1)]))
+        assert int(match(star, pattern, output="edge_counts")[0]) == comb(d - 1, leaves - 1)
+        for output in ("node_counts", "orbit_counts"):
+            if fits:
+                assert int(match(star, pattern, output=output)[0].max()) == comb(d, leaves) < 2**63
+            else:
+                with pytest.raises(OverflowError, match="match: more matches than int64 holds"):
+                    match(star, pattern, output=output)
 
 
 def test_labels_on_nothing():

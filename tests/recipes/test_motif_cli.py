@@ -106,7 +106,6 @@ def test_errors_are_one_line(tmp_path, monkeypatch, capsys, text, options, messa
     [
         ("7 4\n0 1\n1 2\n2 0\n2 3\n", 7, 4),
         ("# from orca\n4,4\n0,1\n1,2\n2,0\n\n2,3\n", 4, 4),
-        ("5 0\n", 5, 0),
     ],
 )
 def test_header_of_orca(tmp_path, capsys, text, nodes, edges):
@@ -129,6 +128,8 @@ def test_header_of_orca(tmp_path, capsys, text, nodes, edges):
         ("3 4\n0 1\n1 2\n2 0\n2 3\n", None, 5),  # an id beyond
         ("4 7\n0 1\n1 2\n2 0\n2 3\n", None, 5),  # the edge 7 4
         ("0 1\n7 1\n2 3\n", None, 3),  # not the first line
+        ("5 0\n", None, 1),  # no line at all
+        ("# Nodes: 5 Edges: 3\n4 2\n0 1\n1 2\n", 5, 3),  # a size of its own
         ("# Nodes: 30000001 Edges: 1\n0 30000000\n", 30000001, 1),
         ("# Nodes: 30000000 Edges: 1\n0 30000000\n", None, 1),
     ],

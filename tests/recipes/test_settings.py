@@ -2,6 +2,7 @@
 """Settings out of range, and of another kind than they are, are refused by name in every recipe."""
 
 import math
+import re
 
 import pytest
 from innerloop.recipes._settings import UsageError
@@ -63,6 +64,23 @@ def test_limit_may_be_left_out(recipe):
     recipe.Config(limit=1)
     with pytest.raises(ValueError, match=r"^limit is 0, expected at least 1$"):
         recipe.Config(limit=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"holdout": "0.1"}, "holdout is '0.1', expected a number"),
+        ({"lrs": 0.01}, "lrs is 0.01, expected a tuple"),
+        ({"seeds": 3}, "seeds is 3, expected a tuple"),
+        ({"lrs": (True,)}, "lrs is [True], expected at least one finite number"),
+        ({"lrs": ("a",)}, "lrs is ['a'], expected at least one finite number"),
+        ({"seeds": (2**63,)}, f"seeds is [{2**63}], expected at least one int"),
+        ({"replacement": "no"}, "replacement is 'no', expected one of False, True"),
+    ],
+)
+def test_other_kinds(settings, text):
+    with pytest.raises((TypeError, ValueError), match=f"^{re.escape(text)}"):
+        ma_gcnn.Config(**settings)
 
 
 def test_choices():

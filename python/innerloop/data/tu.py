@@ -140,7 +140,8 @@ def read_network(path: str | Path) -> tuple[Tensor, int | None, tuple[int, int] 
         As ``read_edge_list``.
     """
     edges, named = _edges(Path(path))
-    if len(edges) and edges[0, 1] == len(edges) - 1 and edges[1:].max(initial=-1) < edges[0, 0]:
+    # A file that names its size in a comment is no such input.
+    if not named and len(edges) > 1 and edges[0, 1] == len(edges) - 1 and edges[1:].max(initial=-1) < edges[0, 0]:
         n, m = edges[0].tolist()
         return _columns(edges[1:]), n, (n, m)
     return _columns(edges), named if named > edges.max(initial=-1) else None, None

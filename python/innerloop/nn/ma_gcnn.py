@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..ops._checks import readable
 from ..ops.subgraph_attention import subgraph_attention
 from .poolingformer import check_counts
 
@@ -138,6 +139,7 @@ class _GridClassifier(nn.Module):
 
     def loss(self, x: Tensor, y: Tensor, *args: Tensor | None, **options: Tensor | None) -> Tensor:
         """Mean cross-entropy of the softmax of `forward(x, ...)` against the classes y, int64 (B,), B at least 1."""
+        _check_tensor(type(self).__name__, x=x, y=y)
         if not len(y):
             raise ValueError(f"{type(self).__name__}: y is empty, expected a class of at least one graph")
         return F.cross_entropy(self(x, *args, **options), y)
@@ -157,7 +159,7 @@ class _PiecewiseLinear(nn.Module):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self.fitted = not bool(self.edges.isnan().any())
+        self.fitted = not self.edges.is_meta and not bool(self.edges.isnan().any())
 
     def fit(self, features: Tensor) -> None:
         share = torch.linspace(0, 1, self.edges.shape[1], device=features.device)
@@ -165,7 +167,8 @@ class _PiecewiseLinear(nn.Module):
         self.fitted = True
 
     def forward(self, features: Tensor) -> Tensor:
-        if not self.fitted:
+        # The buffer may have been set in other ways too: functional_call, DistributedDataParallel.
+        if not self.fitted and readable(self.edges) and bool(self.edges.isnan().any()):
             raise RuntimeError("MAGCNN: the bins of graph_features are not set, expected fit_bins to be called before")
         low, width = self.edges[:, :-1], self.edges.diff()
         place = ((features[:, :, None] - low) / width.clamp(min=torch.finfo(width.dtype).tiny)).clamp(0, 1)
@@ -323,6 +326,8 @@ class MAGCNN(_GridClassifier):
             graph_hidden=graph_hidden,
         )
         _check_features("MAGCNN", graph_features=graph_features, graph_bins=graph_bins)
+        if graph_bins and not graph_features:
+            raise ValueError(f"MAGCNN: graph_bins is {graph_bins}, expected 0 without graph_features")
         _check_share("MAGCNN", graph_dropout=graph_dropout)
         self.graph_features = graph_features
         width = _GridConvolutions.channels * num_slots + node_features
@@ -337,17 +342,21 @@ class MAGCNN(_GridClassifier):
         """Ends the bins of each feature at its quantiles over the graphs to train on, (n, G), n at least 1.
 
         Raises:
-            ValueError: another shape, NaN, or a model without bins.
+            ValueError: another shape, NaN or inf, or a model without bins. TypeError: no floating-point tensor.
         """
         bins = None if self.graph_head is None else self.graph_head.bins
         if bins is None:
             raise ValueError("MAGCNN: fit_bins of a model with graph_bins=0 or graph_features=0")
+        if not isinstance(graph_features, Tensor) or not graph_features.is_floating_point():
+            kind = graph_features.dtype if isinstance(graph_features, Tensor) else type(graph_features).__name__
+            raise TypeError(f"MAGCNN: graph_features is {kind}, expected a floating-point tensor (n, G)")
         if graph_features.dim() != 2 or graph_features.shape[1] != self.graph_features or not len(graph_features):
             raise ValueError(
                 f"MAGCNN: graph_features has shape {tuple(graph_features.shape)}, expected (n, {self.graph_features})"
             )
-        if graph_features.isnan().any():
-            raise ValueError("MAGCNN: graph_features holds NaN, expected numbers")
+        graph_features = graph_features.to(bins.edges)
+        if not graph_features.isfinite().all():
+            raise ValueError(f"MAGCNN: graph_features holds NaN or inf, expected finite numbers of {bins.edges.dtype}")
         bins.fit(graph_features)
 
     def node_logits(self, x: Tensor, features: Tensor | None = None, valid: Tensor | None = None) -> Tensor:

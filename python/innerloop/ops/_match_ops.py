@@ -143,8 +143,8 @@ class Search:
         counts[self.roots] = found * self.plan.multiplier
         return counts
 
-    def _check_total(self, sum: Tensor, times: int) -> None:
-        if float(sum) * times > 9.2e18:
+    def _check_total(self, found: Tensor, times: int) -> None:
+        if float(found.sum(dtype=torch.float64)) * times > 9.2e18:  # no list is so long
             raise OverflowError(f"{self.op}: more matches than int64 holds")
 
     def tally(self, by_edge: bool) -> Tensor:
@@ -155,7 +155,11 @@ class Search:
         self._run(None, node, edge, None, None, ranks=self.ranks)
         greatest = int(counts.max()) if counts.numel() else 0
         if greatest * counts.shape[1] * self.plan.multiplier > ALL:  # then by rows, whose sums are asked for too
-            self._check_total(counts.sum(1, dtype=torch.float64).max(), self.plan.multiplier)
+            most = ALL // self.plan.multiplier
+            low = (counts & 0xFFFFFFFF).sum(1)  # by halves of 32 bits, whose sums fit
+            high, low = (counts >> 32).sum(1) + (low >> 32), low & 0xFFFFFFFF
+            if bool(((high > most >> 32) | ((high == most >> 32) & (low > most & 0xFFFFFFFF))).any()):
+                raise OverflowError(f"{self.op}: more matches than int64 holds")
         counts *= self.plan.multiplier
         return counts if by_edge else torch.empty_like(counts).index_copy_(0, self.order, counts)
 
@@ -166,7 +170,7 @@ class Search:
         wanted = None if limit is None else -(-limit // multiplier)
         if wanted is None or wanted > 2**32:  # sums of so large counts, cut or not, could be beyond int64
             found = self.count(self.ranks)
-            self._check_total(found.sum(dtype=torch.float64), multiplier)
+            self._check_total(found, multiplier)
         else:
             found = self._count_until(wanted)
         offsets = torch.cat([found.new_zeros(1), found.cumsum(0)])

@@ -39,7 +39,8 @@ out.
 
 Tail. The last ``tail`` levels, 1 to q - 1 of them, draw from the same range, in ascending or descending order and with
 no other condition between them. For a count stop at level q - tail: where it has c candidates x there are
-binomial(c, tail) matches, c for tail = 1. Enumerating, treat them like any other level.
+binomial(c, tail) matches, c for tail = 1, of which each candidate is in binomial(c - 1, tail - 1). Listing, treat them
+like any other level.
 
 The plain definition of the same search, for an engine without sets: v_i is in N(v_j) for j in ``adjacent``, not in it
 for j in ``apart``, above ``lower``, below ``higher``, different from ``distinct``, and has the labels.

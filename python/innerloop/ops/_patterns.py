@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -184,7 +184,7 @@ def _labels(values: Iterable[int] | None, kind: str, count: int, op: str) -> tup
         return None
     name = f"pattern_{kind}_labels"
     listed = values.tolist() if hasattr(values, "tolist") else values
-    if isinstance(listed, str) or not isinstance(listed, Iterable):
+    if isinstance(listed, str | Set | Mapping) or not isinstance(listed, Iterable):
         raise TypeError(f"{op}: {name} is {values!r}, expected a sequence of ints, one per {kind} of the pattern")
     labels = tuple(map(_plain, listed))
     if len(labels) != count:

@@ -188,6 +188,22 @@ def test_evaluate_refuses_runs_of_another_experiment(finished, tmp_path, name, v
         evaluate(folder)
 
 
+@pytest.mark.parametrize(("variant", "bins"), [("structure-free", None), ("ma-gcnn+orbits", 0)])
+def test_runs_from_before_there_were_bins(toy, tmp_path, variant, bins):
+    own = SMALL | {"epochs": 1, "lrs": [0.1], "seeds": [0], "bins": bins}
+    result = fit(data=toy, variant=variant, output=tmp_path, **own, **QUIET)
+    kept = json.loads((tmp_path / "metrics.json").read_text())
+    del kept["config"]["bins"]
+    (tmp_path / "metrics.json").write_text(json.dumps(kept))
+    for path in tmp_path.glob("runs/*.pt"):
+        saved = torch.load(path, weights_only=True)
+        del saved["config"]["bins"]
+        torch.save(saved, path)
+    assert evaluate(tmp_path) == pytest.approx(result["test"])
+    again = fit(data=toy, variant=variant, output=tmp_path, resume="auto", **own, **QUIET)
+    assert (again["test"], again["training_seconds"]) == (result["test"], result["training_seconds"])
+
+
 def test_compare(toy, tmp_path, capsys):
     variants = ["structure-free", "ma-gcnn"]
     settings = {"epochs": 1, "num_folds": 3, "seeds": [0], "lrs": [0.1], "batch_size": 8}

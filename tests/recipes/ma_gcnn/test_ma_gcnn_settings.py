@@ -14,7 +14,9 @@ def test_settings_of_the_paper():
     assert (config.epochs, config.replacement, config.penalty, config.slots) == (1000, True, 0.01, 15)
     assert make_config("m-gcnn").penalty == 0
     ours = {protocol: make_config("ma-gcnn+orbits", protocol) for protocol in PROTOCOLS}
-    assert {(config.optimizer, config.lrs) for config in ours.values()} == {("adamw", (3e-3,))}
+    assert {(config.optimizer, config.lrs, config.penalty) for config in ours.values()} == {("adamw", (3e-3,), 0.3)}
+    assert make_config("ma-gcnn+orbits", optimizer="adam").penalty == 0.01
+    assert make_config("ma-gcnn", optimizer="adamw", penalty=0.1).penalty == 0.1
     honest = make_config()
     assert (honest.protocol, honest.num_folds, honest.holdout, honest.seeds) == ("honest", 10, 0.1, (0, 1, 2))
     assert honest.lrs == (1e-3, 1e-2)

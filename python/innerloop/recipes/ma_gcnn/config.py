@@ -87,19 +87,30 @@ class Config:
         check_integers(self, 0, ("grid_nodes", "fold_seed", "bins"))
         check_integers(self, 1, ("slots", "epochs", "batch_size", "hidden"))
         check_integers(self, 2, ("num_folds",))
-        check_numbers(self, ("momentum", "penalty"))
+        check_numbers(self, ("momentum", "penalty", "holdout"))
+        check_choices(self, {"replacement": (False, True)})
         if not 0 < self.holdout <= 0.5:
             raise UsageError(f"holdout is {self.holdout}, expected above 0 and at most 0.5")
-        if not self.lrs or not all(0 < lr < math.inf for lr in self.lrs) or len(set(self.lrs)) < len(self.lrs):
+        for name in ("lrs", "seeds"):
+            if not isinstance(getattr(self, name), tuple):
+                raise TypeError(f"{name} is {getattr(self, name)!r}, expected a tuple")
+        if not self.lrs or not all(map(_is_rate, self.lrs)) or len(set(self.lrs)) < len(self.lrs):
             raise UsageError(f"lrs is {list(self.lrs)}, expected at least one finite number above 0, and none twice")
-        integers = all(type(seed) is int and seed >= 0 for seed in self.seeds)
-        if not self.seeds or not integers or len(set(self.seeds)) < len(self.seeds):
+        if not self.seeds or not all(map(_is_seed, self.seeds)) or len(set(self.seeds)) < len(self.seeds):
             raise UsageError(f"seeds is {list(self.seeds)}, expected at least one int, none negative and none twice")
         if len(self.lrs) > 1 and self.protocol != "honest":
             raise UsageError(
                 f"lrs is {list(self.lrs)}, expected one with protocol {self.protocol}: only honest has a hold-out to "
                 "choose by"
             )
+
+
+def _is_rate(x: object) -> bool:
+    return isinstance(x, int | float) and not isinstance(x, bool) and 0 < x < math.inf
+
+
+def _is_seed(x: object) -> bool:
+    return type(x) is int and 0 <= x < 2**63
 
 
 #: {protocol: its settings}. best-test-epoch trains as the released code: SGD, lr 1e-3, batch 18, 1000 epochs.
@@ -111,22 +122,30 @@ _BY_PROTOCOL: Mapping[str, Mapping[str, Any]] = {
 _BY_VARIANT: Mapping[str, Mapping[str, Any]] = {
     "m-gcnn": {"penalty": 0.0},
     "structure-free": {"penalty": 0.0, "optimizer": "adam"},
-    # Chosen by hold-outs of training parts. With adam the penalty leaves nothing of weights of small gradient.
-    "ma-gcnn+orbits": {"optimizer": "adamw", "penalty": 0.3, "lrs": (3e-3,)},
+    # Chosen by hold-outs of training parts. With adam a penalty leaves nothing of weights of small gradient.
+    "ma-gcnn+orbits": {"optimizer": "adamw", "lrs": (3e-3,)},
 }
+_WEIGHT_DECAY = 0.3  # the penalty of adamw
 
 
 def make_config(variant: str = "ma-gcnn", protocol: str = "honest", **overrides: Any) -> Config:
     """The settings of a variant under a protocol, with ``overrides`` (fields of ``Config``; None means "not given")."""
     values = {**_BY_PROTOCOL.get(protocol, {}), **_BY_VARIANT.get(variant, {})}
     values |= {key: value for key, value in overrides.items() if value is not None}
+    if values.get("optimizer") == "adamw":
+        values.setdefault("penalty", _WEIGHT_DECAY)
     unknown = values.keys() - {field.name for field in fields(Config)}
     if unknown:
         raise TypeError(f"make_config() got unknown settings {sorted(unknown)}")
     for name in ("lrs", "seeds"):
-        if name in values:
+        if isinstance(values.get(name), list):
             values[name] = tuple(values[name])
     return Config(variant=variant, protocol=protocol, **values)
+
+
+def stored_config(values: Mapping[str, Any]) -> Config:
+    """The settings that a run has kept; those before there were bins had none."""
+    return make_config(**{"bins": 0, **values})
 
 
 _SETS = ("MUTAG", "PTC", "PROTEINS", "DD", "NCI1", "IMDBBINARY", "IMDBMULTI", "COLLAB", "REDDIT-BINARY")

@@ -160,7 +160,9 @@ def _identity(config: Config, data_digest: str, folds: Sequence[Sequence[int]]) 
 
 
 def _differences(saved: dict[str, Any], identity: dict[str, Any]) -> list[str]:
-    old, new = saved["config"], identity["config"]
+    old, new = {"bins": 0, **saved["config"]}, dict(identity["config"])
+    if new["variant"] != "ma-gcnn+orbits":  # which alone has bins
+        new["bins"] = old["bins"]
     changed = [f"{name} was {old.get(name)} and is {new[name]}" for name in new if old.get(name) != new[name]]
     digests = ("data", "folds")
     return changed + [f"other {name}" for name in digests if saved[f"{name}_digest"] != identity[f"{name}_digest"]]

@@ -15,7 +15,16 @@ from innerloop.data.tu import GraphDataset
 from innerloop.recipes._run import table
 from innerloop.recipes._settings import UsageError
 from innerloop.recipes._statistics import paired
-from innerloop.recipes.ma_gcnn.config import Config, Content, Optimizer, Protocol, Tie, Variant, make_config
+from innerloop.recipes.ma_gcnn.config import (
+    Config,
+    Content,
+    Optimizer,
+    Protocol,
+    Tie,
+    Variant,
+    make_config,
+    stored_config,
+)
 from innerloop.recipes.ma_gcnn.experiment import fit_on, measure
 from innerloop.recipes.ma_gcnn.splits import read_folds, score_honest, stratified_folds
 from innerloop.recipes.ma_gcnn.tasks import make_problem, read_dataset
@@ -186,7 +195,7 @@ def _read_result(folder: Path) -> tuple[dict[str, Any], Config, Path | None]:
         raise FileNotFoundError(f"{path}: no such file, expected the folder of a finished innerloop ma-gcnn fit")
     try:
         result = json.loads(path.read_text("utf-8"))
-        config, data, _ = make_config(**result["config"]), result["data"], result["data_digest"]
+        config, data, _ = stored_config(result["config"]), result["data"], result["data_digest"]
         for fold, chosen in zip(result["folds"], result["chosen"], strict=True):
             torch.tensor([*fold, chosen["lr"]], dtype=torch.float64)
         _report(result)

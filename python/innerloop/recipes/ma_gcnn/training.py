@@ -127,7 +127,8 @@ def _rank(right: float, loss: float) -> tuple[float, float]:
 
 
 def _optimizer(network: nn.Module, config: Config, lr: float) -> torch.optim.Optimizer:
-    # The gradient of penalty · ½‖p‖² is penalty · p, which is what these optimizers call weight decay.
+    # The gradient of penalty · ½‖p‖² is penalty · p, which SGD and Adam call weight decay. That of AdamW is none of
+    # the loss.
     options = {"lr": lr, "weight_decay": config.penalty, "fused": True}
     if config.optimizer != "sgd":
         kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW

@@ -67,10 +67,11 @@ class Config:
     def __post_init__(self) -> None:
         check_choices(self, {"task": TASKS})
         limit = () if self.limit is None else ("limit",)
-        check_integers(self, 1, ("train", "valid", "test", "epochs", "batch_size", "eval_batch_size", *limit))
+        check_integers(self, 1, ("train", "valid", "test", "epochs", "batch_size", "eval_batch_size", "dim",
+                                 "num_layers", "heads", *limit))  # fmt: skip
         check_integers(self, 0, ("seed", "eval_examples", "ffn_dim", "two_level"))
         check_integers(self, 8, ("length",))
-        check_numbers(self, ("weight_decay",))
+        check_numbers(self, ("weight_decay", "dropout"))
         check_numbers(self, ("lr", "clip"), positive=True)
         if not 0 <= self.two_level <= self.num_layers:
             raise UsageError(f"two_level is {self.two_level}, expected 0 to num_layers ({self.num_layers})")
