@@ -160,7 +160,7 @@ class Searcher {
     v_[i] = v;
     if (stopped()) return 0;
     if (i + 1 == size_) {
-      leaf(i);
+      leaf();
       return 1;
     }
     if (!compute(levels_[i])) return 0;
@@ -236,15 +236,12 @@ class Searcher {
     return false;
   }
 
-  IL_INLINE void leaf(int i) {
-    if (output_ == Output::kTally) {
-      tally(i, 1);
-    } else if (output_ == Output::kList) {
-      if (resuming_) return;  // `after` itself
-      int64_t* to = a_.list + at_ * size_;
-      for (int l = 0; l < size_; ++l) to[levels_[l].node] = g_.order[v_[l]];
-      full_ = ++at_ >= a_.take;
-    }
+  // A match of a list: other outputs stop above the last level.
+  IL_INLINE void leaf() {
+    if (resuming_) return;  // `after` itself
+    int64_t* to = a_.list + at_ * size_;
+    for (int l = 0; l < size_; ++l) to[levels_[l].node] = g_.order[v_[l]];
+    full_ = ++at_ >= a_.take;
   }
 
   // Adds matches to level i's vertex and to its edges to earlier levels.
