@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from cases import Record, filter_torch_warnings
-from innerloop import Graph, k_cliques, match, match_batches
+from innerloop import Graph, k_cliques, match, match_batches, node_orbits
 from innerloop.ops import _match_ops
 from innerloop.ops._patterns import as_pattern
 from innerloop.ops.match import _request
@@ -173,6 +173,24 @@ def test_compiled_patterns_are_checked(pattern):
     graph = Graph(*BATCH[:2])
     with pytest.raises(Exception, match="pattern has the entry"):  # Dynamo's own class
         torch.compile(lambda: match(graph, pattern), fullgraph=True, backend="eager")()
+
+
+@filter_torch_warnings
+@pytest.mark.parametrize(
+    "f",
+    [
+        node_orbits,
+        k_cliques,
+        lambda graph, k: match(graph, "edge", output="list", limit=k),
+        lambda graph, k: match(graph, [(0, 1), (1, k - 1)]),
+    ],
+)
+def test_numpy_ints(f):
+    graph, k = Graph(*BATCH[:2]), np.int64(3)
+    torch._dynamo.reset()
+    expected = f(graph, 3)
+    assert torch.equal(f(graph, k), expected)
+    assert torch.equal(torch.compile(f, backend="eager")(graph, k), expected)
 
 
 @filter_torch_warnings

@@ -16,7 +16,8 @@ __all__ = ["as_int", "batched", "differentiated", "readable"]
 
 def as_int(x: object) -> int | None:
     """An int, or what NumPy calls one, as an int; None for anything else, bools too."""
-    if isinstance(x, np.integer):
+    # Dynamo makes arrays of NumPy's numbers.
+    if isinstance(x, np.integer) or (isinstance(x, np.ndarray) and x.ndim == 0 and x.dtype.kind in "iu"):
         return int(x)
     return x if isinstance(x, int) and not isinstance(x, bool) else None
 
