@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tolerances of the whole suite, by op and dtype, and the comparison that uses them.
+"""The tolerances of the whole suite, by op and dtype, the comparison that uses them, and the one without any.
 
 An entry is loosened only with its reason beside it and a line in CHANGELOG.md.
 """
@@ -105,3 +105,14 @@ def _compare(actual: Tensor, expected: Tensor, bound: Tensor, allowed: str) -> N
         f"max abs {difference[bad].max():.3g}, max rel {relative[bad].max():.3g}, worst at "
         f"{index}: {actual[index].item():.9g}, expected {expected[index].item():.9g}"
     )
+
+
+def same(a, b) -> bool:
+    """Nested equality, of tensors to the bit."""
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b

@@ -31,6 +31,8 @@ constexpr int64_t kBackwardTile = 48;  // more of them share the loads and store
 constexpr int64_t kGroup = 6;          // queries of a register tile
 constexpr int64_t kBlock = 64;         // keys
 
+// ---- dropout ----
+
 // A small integer hash (two rounds of xor-shift and multiply), the same for a vector of j.
 IL_INLINE uint32_t mix(uint32_t x) {
   x ^= x >> 16;
@@ -64,6 +66,8 @@ int64_t padded(int64_t n) {
   constexpr int64_t lanes = Lanes<A>::count;
   return (n + lanes - 1) / lanes * lanes;
 }
+
+// ---- blocks of keys, packed once per task ----
 
 // A block of keys as the products read it.
 template <class A>
@@ -220,6 +224,8 @@ class Ring {
   A *grad_k_, *grad_v_;
 };
 
+// ---- a tile of queries and its band ----
+
 // Queries [first, first + size) of one head, and what they have seen so far.
 template <class A>
 struct Tile {
@@ -338,6 +344,8 @@ void forward_block(const BandAttention& p, const Tile<A>& tile, const Block<A>& 
             tile.out + g * dp, dp, rows, dp, span.to - span.from, true);
   }
 }
+
+// ---- forward ----
 
 // Blocks that queries [first, last] of a tile see.
 struct Blocks {

@@ -22,24 +22,13 @@ from innerloop.recipes.nbfnet import Config, evaluate, train
 from innerloop.recipes.nbfnet.datamodule import NBFNetData, QueryBatches
 from innerloop.recipes.nbfnet.module import NBFNetTask
 from innerloop.recipes.nbfnet.tasks import metrics_of
-from tolerances import assert_close
+from tolerances import assert_close, same
 
 SMALL = Config(epochs=2, batch_size=12, num_negative=4, dim=8, num_layers=2)
 
 
 def quiet_train(data: Path, output: Path, config: Config = SMALL, **options):
     return train(read_kg(data), config, output, data=data, accelerator="cpu", progress=False, **options)
-
-
-def same(a, b) -> bool:
-    """Nested equality, of tensors to the bit."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
 
 
 @pytest.fixture(scope="module")

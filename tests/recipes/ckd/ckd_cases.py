@@ -4,7 +4,6 @@
 from pathlib import Path
 
 import numpy as np
-import torch
 from innerloop.recipes.ckd import Config, make_config
 
 QUIET = {"accelerator": "cpu", "progress": False}
@@ -45,14 +44,3 @@ def write_fashion(folder: Path, seed: int = 0) -> Path:
         write_idx(folder / f"{split}-images-idx3-ubyte", images)
         write_idx(folder / f"{split}-labels-idx1-ubyte", labels)
     return folder
-
-
-def same(a, b) -> bool:
-    """Nested equality, of tensors to the bit."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b

@@ -11,8 +11,8 @@ from innerloop import reference
 from innerloop.nn.distillation_features import pkt, rkd, sp
 from innerloop.recipes.ckd import METHODS, Problem
 from innerloop.recipes.ckd.module import CKDTask
-from recipes.ckd.ckd_cases import same, tiny
-from tolerances import assert_close
+from recipes.ckd.ckd_cases import tiny
+from tolerances import assert_close, same
 
 
 def logits_of(task: CKDTask, items: torch.Tensor):

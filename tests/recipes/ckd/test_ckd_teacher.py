@@ -18,8 +18,8 @@ from innerloop.recipes.ckd import module as implementation
 from innerloop.recipes.ckd.module import CKDTask, Teacher
 from innerloop.recipes.ckd.run import make_teacher
 from innerloop.recipes.ckd.tasks import MLP
-from recipes.ckd.ckd_cases import QUIET, TINY, same, tiny
-from tolerances import assert_close
+from recipes.ckd.ckd_cases import QUIET, TINY, tiny
+from tolerances import assert_close, same
 
 
 def test_the_teacher_is_trained_once(data, images, tmp_path, started, capsys):

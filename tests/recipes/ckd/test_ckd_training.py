@@ -22,8 +22,8 @@ from innerloop.recipes._task import Interrupted
 from innerloop.recipes.ckd import METHODS, Config, Problem, evaluate, fit, tasks, train_on
 from innerloop.recipes.ckd import module as implementation
 from innerloop.recipes.ckd.module import CKDData, CKDTask, Teacher
-from recipes.ckd.ckd_cases import QUIET, TINY, same, tiny
-from tolerances import assert_close
+from recipes.ckd.ckd_cases import QUIET, TINY, tiny
+from tolerances import assert_close, same
 
 # --- runs ---
 

@@ -23,20 +23,6 @@ def test_command_line(toy, tmp_path, capsys):
     assert row in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("device", ["foo", "cuda:x", "cuda:99", "meta", ""])
-def test_devices_that_there_are_not(toy, tmp_path, capsys, device):
-    for arguments in (["fit", "--data", str(toy)], ["compare", "--data", str(toy)], ["evaluate", str(tmp_path)]):
-        assert main(["ma-gcnn", *arguments, "--device", device]) == 2
-        error = capsys.readouterr().err
-        assert error.startswith(f"innerloop: device is {device!r}, expected")
-        assert error.count("\n") == 1
-
-
-def test_folds_that_are_missing(toy, tmp_path, capsys):
-    assert main(["ma-gcnn", "fit", "--data", str(toy), "--folds", str(tmp_path / "nofile.json")]) == 1
-    assert capsys.readouterr().err == f"innerloop: {tmp_path / 'nofile.json'}: no such file\n"
-
-
 def test_default_is_the_embedded_set(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     result = fit(variant="structure-free", epochs=1, seeds=[0], lrs=[0.01], **QUIET)

@@ -5,7 +5,6 @@ import json
 import random
 from pathlib import Path
 
-import torch
 from innerloop.recipes._run import load_checkpoint
 from innerloop.recipes.poolingformer import Config, make_problem
 from innerloop.recipes.poolingformer.module import PoolingformerTask
@@ -24,17 +23,6 @@ METRICS = {
     "mlm": {"accuracy", "bits_per_byte"},
 }
 QUIET = {"accelerator": "cpu", "progress": False}
-
-
-def same(a, b) -> bool:
-    """Nested equality, of tensors to the bit."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
 
 
 def write_xquad(path: Path, articles: int = 16) -> Path:

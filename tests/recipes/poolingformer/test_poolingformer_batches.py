@@ -9,7 +9,7 @@ import torch
 pytest.importorskip("pytorch_lightning")
 
 from innerloop.recipes._batches import EvaluationBatches, TrainingBatches
-from recipes.poolingformer.poolingformer_cases import same
+from tolerances import same
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])

@@ -26,10 +26,10 @@ from recipes.poolingformer.poolingformer_cases import (
     QUIET,
     SMALL,
     TASKS,
-    same,
     saved_task,
     write_xquad,
 )
+from tolerances import same
 
 # --- runs ---
 

@@ -17,8 +17,8 @@ from innerloop.recipes._batches import TrainingBatches
 from innerloop.recipes._run import load_checkpoint
 from innerloop.recipes.poolingformer import Config, make_problem
 from innerloop.recipes.poolingformer.module import PoolingformerTask
-from recipes.poolingformer.poolingformer_cases import CONFIGS, TASKS, same
-from tolerances import assert_close
+from recipes.poolingformer.poolingformer_cases import CONFIGS, TASKS
+from tolerances import assert_close, same
 
 # --- parameters and optimizer ---
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``innerloop ma-gcnn`` as it is typed: exit status and one line for what is wrong, interrupts, help."""
+"""What goes wrong on the command line of the motif classifier: exit status and one line; interrupts; help for lists."""
 
 import json
 import multiprocessing
@@ -51,6 +51,20 @@ def test_wrong_usage(options, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert error_of(capsys, options.split(), 2).startswith(message)
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("device", ["foo", "cuda:x", "cuda:99", "meta", ""])
+def test_devices_that_there_are_not(toy, tmp_path, capsys, device):
+    for arguments in (["fit", "--data", str(toy)], ["compare", "--data", str(toy)], ["evaluate", str(tmp_path)]):
+        assert main(["ma-gcnn", *arguments, "--device", device]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"innerloop: device is {device!r}, expected")
+        assert error.count("\n") == 1
+
+
+def test_folds_that_are_missing(toy, tmp_path, capsys):
+    assert main(["ma-gcnn", "fit", "--data", str(toy), "--folds", str(tmp_path / "nofile.json")]) == 1
+    assert capsys.readouterr().err == f"innerloop: {tmp_path / 'nofile.json'}: no such file\n"
 
 
 WHOLE = {
